@@ -1,0 +1,17 @@
+"""Shared fixtures. Real recordings are looked for beside the repository and never needed: tests skip without them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real test recordings; WORKBENCH_TEST_DATA names another one."""
+    folder = Path(os.environ.get("WORKBENCH_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real recordings at {folder} (set WORKBENCH_TEST_DATA)")
+    return folder

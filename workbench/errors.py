@@ -1,0 +1,25 @@
+"""Everything a user can get wrong, told in one sentence: what was wrong, where, and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WorkbenchError(Exception):
+    """Base of every error that the workbench raises on purpose."""
+
+
+class BadRecording(WorkbenchError, ValueError):
+    """A recording that cannot be read as a session: not the format, a damaged file, impossible values."""
+
+
+class UnknownName(WorkbenchError, LookupError):
+    """A name that is not there: a dataset, a series, a model, a recipe, a unit."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "", hint: str = ""):
+        known = [str(k) for k in known]
+        near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+        listed = near or known[:12]
+        says = "did you mean" if near else "there are"
+        more = f" and {len(known) - 12} more" if not near and len(known) > 12 else ""
+        tail = f"{says} {', '.join(listed)}{more}" if listed else "there are none"
+        super().__init__(f"no {kind} {str(name)!r}{' in ' + where if where else ''}; {tail}{'; ' + hint if hint else ''}")

@@ -1,0 +1,299 @@
+"""One recording as flat, sorted arrays: the one shape that every source ends in and every model starts from.
+
+    spikes   spike_times [S] seconds, sorted · spike_units [S] rows of `units`
+    units    one row a unit: id, region, and whatever quality metrics the source has
+    series   name → Series(times [T], values [T, D], unit of measure): behaviour, or dF/F with one column a cell
+    tables   trials, stimuli: one row an event, with start and stop
+    valid    intervals [n, 2]: where the recording is to be trusted
+
+Times are float64 seconds on the session's own clock. Numpy and pandas only, so that looking at a recording never
+waits for torch. Files: `workbench.sources.nwb` and `workbench.sources.hdf5`, reached through the methods here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import BadRecording, UnknownName
+
+
+class Series(NamedTuple):
+    """A signal beside the spikes. times [T] seconds, increasing; values [T, D]; unit of measure; column names."""
+
+    times: np.ndarray
+    values: np.ndarray
+    unit: str = ""
+    columns: tuple[str, ...] = ()
+
+    @property
+    def interval(self) -> float:
+        """Median time between two samples, in seconds."""
+        return float(np.median(np.diff(self.times))) if len(self.times) > 1 else float("nan")
+
+
+def _no_events() -> pd.DataFrame:
+    return pd.DataFrame({"start": np.empty(0), "stop": np.empty(0)})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Session:
+    """One recording. Frozen: every method that changes something returns a new session.
+
+    Raises BadRecording, in one sentence, for spikes that are unsorted, not finite, of unknown units, or whose times
+    cannot be seconds.
+    """
+
+    id: str
+    spike_times: np.ndarray                                             # [S] float64 seconds, sorted
+    spike_units: np.ndarray                                             # [S] int32 rows of `units`
+    units: pd.DataFrame                                                 # id, region, quality metrics
+    intervals: np.ndarray | None = None                                 # [n, 2] seconds; None: first to last sample
+    series: Mapping[str, Series] = field(default_factory=dict)
+    trials: pd.DataFrame = field(default_factory=_no_events)            # start, stop, the source's columns
+    stimuli: pd.DataFrame = field(default_factory=_no_events)           # the same; `image` indexes `images`
+    load_images: Callable[[], np.ndarray] | None = None                 # → [n, height, width(, 3)] uint8
+    dataset: str = ""
+    subject: str = ""
+    species: str = ""
+    task: str = ""
+    license: str = ""
+    citation: str = ""
+    description: str = ""
+    simulated: bool = False                                             # shown wherever the session is shown
+    resolution: float = 0.0                                             # spike times know nothing finer, s; 0: unknown
+    truth: Mapping[str, np.ndarray] = field(default_factory=dict)       # a simulation's ground truth
+
+    def __post_init__(self):
+        put = lambda name, value: object.__setattr__(self, name, value)
+        put("spike_times", np.asarray(self.spike_times, np.float64))
+        put("spike_units", np.asarray(self.spike_units, np.int32))
+        put("units", _unit_table(self.units))
+        put("series", dict(self.series))
+        _check(self)
+        if self.intervals is None:
+            put("intervals", _extent(self))
+        put("intervals", np.asarray(self.intervals, np.float64).reshape(-1, 2))
+        if len(self.intervals) and not (np.isfinite(self.intervals).all() and (np.diff(self.intervals) >= 0).all()):
+            raise BadRecording(f"{self.id}: an interval ends before it starts or is not finite; give [start, stop] rows "
+                               "in seconds")
+
+    def __repr__(self) -> str:
+        regions = self.units["region"].nunique()
+        series = ", ".join(f"{n} [{s.values.shape[1]}]" for n, s in self.series.items()) or "no series"
+        return (f"Session {self.id!r}{' (simulated)' if self.simulated else ''}: {len(self.units):,} units in "
+                f"{regions} region{'s' * (regions != 1)}, {len(self.spike_times):,} spikes, {self.duration:,.1f} s; "
+                f"{series}; {len(self.trials):,} trials")
+
+    @property
+    def start(self) -> float:
+        return float(self.intervals[0, 0]) if len(self.intervals) else 0.0
+
+    @property
+    def stop(self) -> float:
+        return float(self.intervals[-1, 1]) if len(self.intervals) else 0.0
+
+    @property
+    def duration(self) -> float:
+        """Seconds of valid recording."""
+        return float((self.intervals[:, 1] - self.intervals[:, 0]).sum())
+
+    @property
+    def images(self) -> np.ndarray | None:
+        """The stimulus pictures [n, height, width(, 3)], read when asked for; None where there are none."""
+        return self.load_images() if self.load_images else None
+
+    def rates(self) -> np.ndarray:
+        """Mean firing rate of every unit over the valid recording, spikes/s [N]."""
+        return np.bincount(self.spike_units, minlength=len(self.units)) / max(self.duration, 1e-9)
+
+    def get_series(self, name: str) -> Series:
+        """The series of that name; UnknownName lists those that are there."""
+        if name not in self.series:
+            raise UnknownName("series", name, self.series, where=f"session {self.id!r}")
+        return self.series[name]
+
+    def between(self, start: float, stop: float) -> Session:
+        """The part of the session in [start, stop), on the same clock."""
+        return self.within(np.array([[start, stop]]))
+
+    def within(self, intervals: np.ndarray) -> Session:
+        """The part of the session inside `intervals` [n, 2], sorted and disjoint. All units stay, spiking or not.
+
+        Trials and stimuli stay only where they lie wholly inside one interval.
+        """
+        intervals = np.asarray(intervals, np.float64).reshape(-1, 2)
+        valid = overlap(self.intervals, intervals)
+        if not len(valid):
+            raise BadRecording(f"{self.id}: no valid recording inside {intervals.round(3).tolist()} s; it is valid from "
+                               f"{self.start:.3f} to {self.stop:.3f} s")
+        keep = inside(self.spike_times, intervals)
+        whole = lambda table: table[_wholly_inside(table, intervals)].reset_index(drop=True)
+        cut = {}
+        for name, s in self.series.items():
+            rows = inside(s.times, intervals)
+            cut[name] = s._replace(times=s.times[rows], values=s.values[rows])
+        return replace(self, spike_times=self.spike_times[keep], spike_units=self.spike_units[keep], intervals=valid,
+                       series=cut, trials=whole(self.trials), stimuli=whole(self.stimuli))
+
+    def select(self, units) -> Session:
+        """The session with only some units, in table order: a boolean mask, row numbers, ids, or a query of `units`.
+
+        >>> session.select("region == 'M1' and firing_rate > 1")
+        """
+        rows = _unit_rows(self, units)
+        new = np.full(len(self.units), -1, np.int32)
+        new[rows] = np.arange(len(rows), dtype=np.int32)
+        keep = new[self.spike_units] >= 0
+        return replace(self, spike_times=self.spike_times[keep], spike_units=new[self.spike_units[keep]],
+                       units=self.units.iloc[rows])
+
+    # Files. Imported where used: a session in memory needs neither pynwb nor h5py.
+
+    @staticmethod
+    def from_nwb(path: str | Path, **options) -> Session:
+        """Read any NWB file that has a units table (or dF/F); see `workbench.sources.nwb.read`."""
+        from workbench.sources import nwb
+        return nwb.read(path, **options)
+
+    def to_nwb(self, path: str | Path) -> Path:
+        """Write the session as a valid NWB file."""
+        from workbench.sources import nwb
+        return nwb.write(self, path)
+
+    @staticmethod
+    def open(path: str | Path) -> Session:
+        """Open a file written by `save` or by torch_brain; the arrays stay on disk until they are touched."""
+        from workbench.sources import hdf5
+        return hdf5.read(path)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the session as HDF5 in torch_brain's layout, in one atomic step."""
+        from workbench.sources import hdf5
+        return hdf5.write(self, path)
+
+    def to_pynapple(self):
+        """The session as pynapple objects: dict of `units` (TsGroup), every series (TsdFrame), trials (IntervalSet)."""
+        from workbench.sources import pynapple
+        return pynapple.convert(self)
+
+
+def inside(times: np.ndarray, intervals: np.ndarray) -> np.ndarray | slice:
+    """Which of the sorted `times` [T] lie in [start, stop) of any of the sorted, disjoint `intervals` [n, 2].
+
+    A slice where there is one interval, so that nothing is copied and memory-mapped arrays stay on disk.
+    """
+    edges = np.searchsorted(times, intervals)
+    if len(edges) == 1:
+        return slice(int(edges[0, 0]), int(edges[0, 1]))
+    if not len(edges):
+        return slice(0, 0)
+    return np.concatenate([np.arange(a, b) for a, b in edges])
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The intervals [n, 2] that lie both in `a` and in `b` (each sorted and disjoint)."""
+    if not len(a) or not len(b):
+        return np.empty((0, 2))
+    starts, stops = np.maximum(a[:, None, 0], b[None, :, 0]), np.minimum(a[:, None, 1], b[None, :, 1])
+    keep = starts < stops
+    both = np.stack([starts[keep], stops[keep]], axis=1)
+    return both[np.argsort(both[:, 0])]
+
+
+def _wholly_inside(table: pd.DataFrame, intervals: np.ndarray) -> np.ndarray:
+    at = np.searchsorted(intervals[:, 0], table["start"].to_numpy(), side="right") - 1
+    return (at >= 0) & (table["stop"].to_numpy() <= intervals[np.maximum(at, 0), 1])
+
+
+def _unit_table(units: pd.DataFrame) -> pd.DataFrame:
+    units = units.reset_index(drop=True)
+    if "id" in units:
+        units = units.assign(id=units["id"].astype(str))
+    return units if "region" in units else units.assign(region="unknown")
+
+
+def _extent(session: Session) -> np.ndarray:
+    """From the first to the last thing recorded; the last sample counts for one sampling interval."""
+    ends = [(t[0], np.nextafter(t[-1], np.inf)) for t in [session.spike_times] if len(t)]
+    ends += [(s.times[0], s.times[-1] + (s.interval if len(s.times) > 1 else 0)) for s in session.series.values()
+             if len(s.times)]
+    return np.array([[min(a for a, _ in ends), max(b for _, b in ends)]]) if ends else np.empty((0, 2))
+
+
+def _unit_rows(session: Session, units) -> np.ndarray:
+    if isinstance(units, str):
+        try:
+            return np.flatnonzero(session.units.eval(units).to_numpy(bool))
+        except Exception as error:
+            raise BadRecording(f"{session.id}: cannot select units by {units!r} ({error}); the unit table has columns "
+                               f"{', '.join(session.units.columns)}") from None
+    units = np.asarray(units)
+    if units.dtype == bool:
+        if len(units) != len(session.units):
+            raise BadRecording(f"{session.id}: a unit mask of {len(units)} for {len(session.units)} units; give one "
+                               "truth value a unit")
+        return np.flatnonzero(units)
+    if units.dtype.kind in "iu":
+        if len(units) and not (0 <= units.min() and units.max() < len(session.units)):
+            raise BadRecording(f"{session.id}: unit rows run from 0 to {len(session.units) - 1}, not {units.min()} to "
+                               f"{units.max()}")
+        return np.unique(units)
+    at = {str(u): i for i, u in enumerate(session.units["id"])}
+    for u in units:
+        if str(u) not in at:
+            raise UnknownName("unit", u, at, where=f"session {session.id!r}")
+    return np.unique([at[str(u)] for u in units])
+
+
+def _check(session: Session) -> None:
+    name, times, rows, n = session.id, session.spike_times, session.spike_units, len(session.units)
+    if "id" not in session.units:
+        raise BadRecording(f"{name}: the unit table has no column 'id'; give every unit an id unique in the session")
+    if session.units["id"].duplicated().any():
+        twice = session.units["id"][session.units["id"].duplicated()].iloc[0]
+        raise BadRecording(f"{name}: two units share the id {twice!r}; ids must be unique in a session")
+    if times.ndim != 1 or times.shape != rows.shape:
+        raise BadRecording(f"{name}: spike_times {times.shape} and spike_units {rows.shape} must be two lists of the same "
+                           "length")
+    if len(times):
+        if not np.isfinite(times).all():
+            raise BadRecording(f"{name}: {int((~np.isfinite(times)).sum()):,} of {len(times):,} spike times are not finite "
+                               f"(the first at spike {int(np.flatnonzero(~np.isfinite(times))[0]):,}); remove them")
+        back = np.flatnonzero(np.diff(times) < 0)
+        if len(back):
+            i = int(back[0])
+            raise BadRecording(f"{name}: spike times are not sorted ({times[i + 1]:.6g} s follows {times[i]:.6g} s at spike "
+                               f"{i + 1:,}); sort them, and the unit of each with them, by time")
+        if rows.min() < 0 or rows.max() >= n:
+            raise BadRecording(f"{name}: spikes name unit row {int(rows.min() if rows.min() < 0 else rows.max())}, but the "
+                               f"table has rows 0 to {n - 1}")
+        _check_seconds(session)
+    for key, s in session.series.items():
+        if s.values.ndim != 2 or len(s.times) != len(s.values):
+            raise BadRecording(f"{name}: series {key!r} has times {s.times.shape} and values {s.values.shape}; give times "
+                               "[T] and values [T, D]")
+        if len(s.times) and not (np.isfinite(s.times).all() and (np.diff(s.times) > 0).all()):
+            raise BadRecording(f"{name}: the times of series {key!r} do not increase; sort them and drop repeats")
+    for key in ("trials", "stimuli"):
+        if not {"start", "stop"} <= set(getattr(session, key).columns):
+            raise BadRecording(f"{name}: the table {key!r} needs the columns 'start' and 'stop', in seconds")
+
+
+def _check_seconds(session: Session) -> None:
+    """Times in samples or milliseconds give sessions of days, or units that never fire twice within half a second."""
+    times, rows = session.spike_times, session.spike_units
+    span = float(times[-1] - times[0])
+    if span > 48 * 3600:
+        raise BadRecording(f"{session.id}: spike times span {span:,.0f} 's', over 48 hours, so they are probably samples or "
+                           "milliseconds; divide them by the sampling rate, or by 1000, to have seconds")
+    counts = np.bincount(rows, minlength=len(session.units))
+    gaps = [np.diff(times[rows == unit]).min() for unit in np.argsort(-counts)[:5] if counts[unit] >= 200]
+    if len(gaps) and min(gaps) >= 0.5:
+        raise BadRecording(f"{session.id}: no unit fires twice within {min(gaps):.3g} 's', so the spike times are probably "
+                           "milliseconds or samples; divide them by 1000, or by the sampling rate, to have seconds")
