@@ -1,0 +1,95 @@
+"""Decoding of held-out time: windows slide over it, and every sample of the target gets two predictions.
+
+    averaged   the mean over all windows that hold the sample: sees spikes before and after it
+    causal     from the window that ends with the sample: sees spikes up to one step after it, and none later
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from workbench.batch import Reader
+from workbench.errors import BadRecording
+from workbench.metrics import r2
+from workbench.session import Session, inside
+from workbench.windows import sliding
+
+
+class Decoded(NamedTuple):
+    """Samples of a target and their predictions: times [T], true, averaged and causal [T, D]; NaN where none is."""
+
+    times: np.ndarray
+    true: np.ndarray
+    averaged: np.ndarray
+    causal: np.ndarray
+
+
+@torch.no_grad()
+def decode(model, session: Session, intervals: np.ndarray, target: str, *, step: float | None = None,
+           batch_size: int = 64) -> Decoded:
+    """Predictions of `target` inside `intervals` [n, 2]; no window reaches out of them.
+
+    step: seconds between windows; by default the target's sampling interval, and 50 ms at least.
+    """
+    reader = Reader([session], (target,))
+    times, true = reader.targets[target][0]
+    step = step or max(session.get_series(target).interval, 0.05)
+    starts = sliding(intervals, model.window, step)
+    total = {name: np.zeros(true.shape) for name in ("averaged", "causal")}
+    number = {name: np.zeros(len(times)) for name in total}
+    training = model.training
+    model.eval()
+    for at in np.array_split(starts, -(-len(starts) // batch_size)):
+        batch = reader.read(np.zeros(len(at), int), at, model.window).to(_device(model))
+        behavior = model(batch).behavior.double().cpu().numpy()
+        when, offsets = batch.targets[target].times.cpu().numpy(), batch.targets[target].offsets.cpu().numpy()
+        rows = np.arange(offsets[-1]) + np.repeat(np.searchsorted(times, at) - offsets[:-1], np.diff(offsets))
+        last = when >= model.window - step - 1e-4 * step
+        for name, use in (("averaged", when >= model.warmup - 1e-6), ("causal", last)):
+            np.add.at(total[name], rows[use], behavior[use])
+            np.add.at(number[name], rows[use], 1)
+    model.train(training)
+    held_out = inside(times, intervals)
+    mean = {}
+    for name in total:
+        with np.errstate(invalid="ignore"):
+            mean[name] = (total[name] / number[name][:, None])[held_out]
+    return Decoded(times[held_out], true[held_out], mean["averaged"], mean["causal"])
+
+
+def score(model, sessions: Sequence[Session], intervals: Sequence[np.ndarray], target: str, *,
+          step: float | None = None, causal: bool = True) -> dict:
+    """R² of `target` on held-out intervals, one array [n, 2] a session; the mean of dimensions, then of sessions.
+
+    {"r2", "r2_per_dim", "r2_causal", "r2_causal_per_dim", "samples", "window", "step", "protocol"}, and "sessions" with
+    the R² of each where there are several. "r2" is of predictions averaged over overlapping windows.
+    """
+    each, samples = {"r2": [], "r2_causal": []}, 0
+    for session, part in zip(sessions, intervals, strict=True):
+        found = decode(model, session, part, target, step=step)
+        samples += len(found.times)
+        for name, predicted in (("r2", found.averaged), ("r2_causal", found.causal)):
+            there = np.isfinite(predicted).all(1)
+            if name == "r2" and there.sum() < 2:
+                raise BadRecording(f"{session.id}: only {there.sum()} samples of {target!r} lie in the held-out time; "
+                                   "choose a series that is sampled there")
+            each[name].append(r2(found.true[there], predicted[there]))
+    step = step or max(sessions[0].get_series(target).interval, 0.05)
+    result = {}
+    for name in each if causal else ("r2",):
+        result[name] = float(np.nanmean(each[name]))
+        result[f"{name}_per_dim"] = np.nanmean(each[name], axis=0).tolist()
+    result |= {"samples": samples, "window": model.window, "step": step, "protocol":
+               f"R², mean of dimensions; windows of {model.window:g} s slide by {step:g} s inside held-out time; r2: "
+               f"predictions averaged over overlapping windows; r2_causal: the last {step:g} s of each window only"}
+    if len(sessions) > 1:
+        result["sessions"] = {s.id: float(np.nanmean(one)) for s, one in zip(sessions, each["r2"], strict=True)}
+    return result
+
+
+def _device(model) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

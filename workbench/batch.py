@@ -1,0 +1,224 @@
+"""Windows of recordings as one ragged batch: the only thing that models are given.
+
+    spikes   times [S] float32 seconds from each window's start · units [S] columns of the window's unit list
+             offsets [B + 1]: window b owns spikes offsets[b] to offsets[b + 1], in time order
+    units    window_units [U] rows of the session's unit table, packed by unit_offsets [B + 1]
+    windows  session [B] rows of `sessions`; starts [B] float64 seconds on the session's clock; one duration
+    targets  name → Target(times [Q], values [Q, D], offsets [B + 1]), packed in the same way
+
+Nothing is padded until a model asks. The ways to make tokens of spikes are views: `spikes` (POYO), `events`
+(Neuroformer), `counts` (NDT1), `patches` (NDT2), `neurons` (SPINT, NuCLR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.errors import BadRecording
+
+
+class UnitList(NamedTuple):
+    """What a model needs to know of a session: its id, and the id of every unit in table order."""
+
+    id: str
+    units: tuple[str, ...]
+
+
+class Target(NamedTuple):
+    """A series inside the windows: times [Q] from each window's start, values [Q, D], offsets [B + 1]."""
+
+    times: Tensor
+    values: Tensor
+    offsets: Tensor
+
+
+class Spikes(NamedTuple):
+    """One token a spike, packed: times [S], units [S] rows of the packed unit list, windows [S], offsets [B + 1]."""
+
+    times: Tensor
+    units: Tensor
+    windows: Tensor
+    offsets: Tensor
+
+
+class Events(NamedTuple):
+    """Spikes as a marked sequence: units [S], dt [S] seconds since the spike before (or the start), offsets [B + 1]."""
+
+    units: Tensor
+    dt: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpikeBatch:
+    """B windows of one duration, of any sessions. See the module's first lines for the layout."""
+
+    times: Tensor
+    units: Tensor
+    offsets: Tensor
+    session: Tensor
+    window_units: Tensor
+    unit_offsets: Tensor
+    duration: float
+    sessions: tuple[UnitList, ...]
+    starts: Tensor
+    targets: Mapping[str, Target] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.session)
+
+    @property
+    def device(self) -> torch.device:
+        return self.times.device
+
+    @property
+    def windows(self) -> Tensor:
+        """The window of every spike [S]."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.device), self.offsets.diff())
+
+    @property
+    def unit_mask(self) -> Tensor:
+        """Which columns of the padded views hold a unit [B, N]."""
+        sizes = self.unit_offsets.diff()
+        return torch.arange(int(sizes.max()), device=self.device) < sizes[:, None]
+
+    # Views
+
+    def spikes(self) -> Spikes:
+        """One token a spike; `units` indexes `window_units`, so that what belongs to a unit is computed once."""
+        windows = self.windows
+        return Spikes(self.times, self.unit_offsets[windows] + self.units, windows, self.offsets)
+
+    def events(self) -> Events:
+        """The spikes of every window as (unit, time since the spike before)."""
+        before = torch.cat([self.times.new_zeros(1), self.times[:-1]]) if len(self.times) else self.times
+        first = self.offsets[:-1][self.offsets.diff() > 0]
+        before = before.index_fill(0, first, 0.0)
+        return Events(self.units, self.times - before, self.offsets)
+
+    def counts(self, bin_size: float) -> Tensor:
+        """Spikes per bin [B, N, T] float32, N the most units of any window; `unit_mask` tells padding from silence."""
+        bins, n = self.bins(bin_size), int(self.unit_offsets.diff().max())
+        cell = (self.windows * n + self.units) * bins + self._bin(bin_size, bins)
+        return torch.bincount(cell, minlength=len(self) * n * bins).view(len(self), n, bins).float()
+
+    def neurons(self, bin_size: float) -> Tensor:
+        """One token a unit: its binned activity over the window, packed [U, T] in the order of `window_units`."""
+        bins = self.bins(bin_size)
+        cell = self.spikes().units * bins + self._bin(bin_size, bins)
+        return torch.bincount(cell, minlength=len(self.window_units) * bins).view(-1, bins).float()
+
+    def patches(self, k: int, bin_size: float) -> Tensor:
+        """Counts of k neighbouring units in one bin [B, T, P, k], the last patch filled with silence."""
+        counts = self.counts(bin_size)
+        fill = -counts.shape[1] % k
+        return torch.nn.functional.pad(counts, (0, 0, 0, fill)).unflatten(1, (-1, k)).permute(0, 3, 1, 2)
+
+    def bins(self, bin_size: float) -> int:
+        """How many bins of `bin_size` seconds a window has. BadRecording where they do not fill it."""
+        bins = round(self.duration / bin_size)
+        if bins < 1 or abs(bins * bin_size - self.duration) > 1e-6 * max(self.duration, 1):
+            raise BadRecording(f"windows of {self.duration:g} s are no whole number of {bin_size:g} s bins; choose a bin size "
+                               "that divides them")
+        return bins
+
+    def _bin(self, bin_size: float, bins: int) -> Tensor:
+        # A spike on an edge belongs to the later bin, also when float32 puts it a hair before the edge.
+        return (self.times.double() / bin_size + 1e-5).floor().long().clamp_(0, bins - 1)
+
+    # Changes
+
+    def drop(self, mask: Tensor) -> SpikeBatch:
+        """The batch without the spikes where `mask` [S] is true: what is hidden leaves no trace."""
+        keep = ~mask
+        kept = torch.cat([keep.new_zeros(1, dtype=torch.long), keep.long().cumsum(0)])
+        return replace(self, times=self.times[keep], units=self.units[keep], offsets=kept[self.offsets])
+
+    def keep_units(self, keep: Tensor) -> SpikeBatch:
+        """The batch with only the units where `keep` [U] is true, as if the others had never been recorded."""
+        kept = torch.cat([keep.new_zeros(1, dtype=torch.long), keep.long().cumsum(0)])
+        tokens = self.spikes()
+        batch = self.drop(~keep[tokens.units])
+        unit_offsets = kept[self.unit_offsets]
+        units = (kept[:-1][tokens.units] - unit_offsets[tokens.windows])[keep[tokens.units]]
+        return replace(batch, units=units, window_units=self.window_units[keep], unit_offsets=unit_offsets)
+
+    def to(self, device: str | torch.device) -> SpikeBatch:
+        """The batch on another device."""
+        move = lambda value: value.to(device, non_blocking=True)
+        tensors = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors, targets={k: Target(*map(move, v)) for k, v in self.targets.items()})
+
+
+class Reader:
+    """Cuts windows out of sessions: times, units and targets as flat arrays, one copy a window.
+
+    Samples of a target that are not finite (gaps in the behaviour) are left out once, here.
+    """
+
+    def __init__(self, sessions: Sequence, targets: Sequence[str] = ()):
+        self.lists = tuple(UnitList(s.id, tuple(s.units["id"])) for s in sessions)
+        self.spikes = [(s.spike_times, s.spike_units) for s in sessions]
+        self.columns = [np.arange(len(s.units)) for s in sessions]
+        self.targets: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for name in targets:
+            finite = []
+            for session in sessions:
+                series = session.get_series(name)
+                good = np.isfinite(series.values).all(1)
+                times, values = (series.times, series.values) if good.all() else (series.times[good], series.values[good])
+                finite.append((np.asarray(times), np.asarray(values, np.float32)))
+            widths = {values.shape[1] for _, values in finite}
+            if len(widths) > 1:
+                raise BadRecording(f"series {name!r} has {sorted(widths)} columns in different sessions; choose sessions "
+                                   "that agree, or another series")
+            self.targets[name] = finite
+
+    def read(self, session: np.ndarray, starts: np.ndarray, duration: float) -> SpikeBatch:
+        """The windows [starts[b], starts[b] + duration) of sessions[session[b]], as a batch."""
+        session, starts = np.asarray(session, np.int64), np.asarray(starts, np.float64)
+        if not len(starts) or not duration > 0:
+            raise BadRecording(f"an empty batch: {len(starts)} windows of {duration:g} s; ask for at least one window that "
+                               "lasts longer than 0 s")
+        rows, offsets = _rows([times for times, _ in self.spikes], session, starts, duration)
+        times, units = np.empty(offsets[-1], np.float32), np.empty(offsets[-1], np.int64)
+        for (s, start, a, b), o in zip(rows, offsets, strict=False):
+            all_times, all_units = self.spikes[s]
+            np.subtract(all_times[a:b], start, out=times[o:o + b - a], casting="same_kind")
+            units[o:o + b - a] = all_units[a:b]
+        columns = [self.columns[s] for s in session]
+        return SpikeBatch(times=torch.from_numpy(times), units=torch.from_numpy(units), offsets=torch.from_numpy(offsets),
+                          session=torch.from_numpy(session), window_units=torch.from_numpy(np.concatenate(columns)),
+                          unit_offsets=torch.from_numpy(_offsets([len(c) for c in columns])), duration=float(duration),
+                          sessions=self.lists, starts=torch.from_numpy(starts),
+                          targets={name: self._target(name, session, starts, duration) for name in self.targets})
+
+    def _target(self, name: str, session: np.ndarray, starts: np.ndarray, duration: float) -> Target:
+        series = self.targets[name]
+        rows, offsets = _rows([times for times, _ in series], session, starts, duration)
+        times, values = np.empty(offsets[-1], np.float32), np.empty((offsets[-1], series[0][1].shape[1]), np.float32)
+        for (s, start, a, b), o in zip(rows, offsets, strict=False):
+            all_times, all_values = series[s]
+            np.subtract(all_times[a:b], start, out=times[o:o + b - a], casting="same_kind")
+            values[o:o + b - a] = all_values[a:b]
+        return Target(torch.from_numpy(times), torch.from_numpy(values), torch.from_numpy(offsets))
+
+
+def _offsets(sizes) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _rows(clocks: list[np.ndarray], session: np.ndarray, starts: np.ndarray, duration: float):
+    """(session, start, first row, row after the last) of every window, and the packed offsets [B + 1]."""
+    edges = np.empty((len(starts), 2), np.int64)
+    for s in np.unique(session):
+        at = session == s
+        edges[at] = np.searchsorted(clocks[s], np.stack([starts[at], starts[at] + duration], 1))
+    rows = zip(session.tolist(), starts.tolist(), edges[:, 0].tolist(), edges[:, 1].tolist(), strict=True)
+    return rows, _offsets(edges[:, 1] - edges[:, 0])

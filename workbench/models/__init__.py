@@ -1,0 +1,49 @@
+"""Every model by name. A model's file is read only when the model is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from workbench.errors import UnknownName, WorkbenchError
+
+_MODELS = {"poyo": "POYO", "ridge": "Ridge", "gru": "GRU"}
+_VERBS = ("decodes", "reconstructs", "forecasts", "generates", "embeds")
+
+
+def get(name: str) -> type:
+    """The class of that name."""
+    if name not in _MODELS:
+        raise UnknownName("model", name, _MODELS)
+    return getattr(import_module(f"workbench.models.{name}"), _MODELS[name])
+
+
+def available() -> dict[str, list[str]]:
+    """name → what it does: decodes, reconstructs, forecasts, generates, embeds."""
+    return {name: [verb for verb in _VERBS if getattr(get(name), verb)] for name in _MODELS}
+
+
+def build(name: str, sessions: Sequence, **settings):
+    """A new model for these sessions; settings that the model does not know are refused by name."""
+    model = get(name)
+    try:
+        return model.for_sessions(sessions, **settings)
+    except TypeError as error:
+        raise WorkbenchError(f"cannot build {name!r}: {error}") from error
+
+
+def load(folder: str | Path):
+    """The model that `save_pretrained` wrote into a folder, whichever it is."""
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        raise WorkbenchError(f"no model at {folder}: config.json is not there; give the folder that save_pretrained wrote")
+    return get(json.loads(config.read_text())["model"]).from_pretrained(folder)
+
+
+def __getattr__(name: str):
+    for module, model in _MODELS.items():
+        if name == model:
+            return get(module)
+    raise AttributeError(f"module 'workbench.models' has no attribute {name!r}")

@@ -1,0 +1,253 @@
+"""POYO, a Perceiver over single spikes that decodes behaviour at any time asked for.
+
+Azabou et al. 2023, arXiv 2310.16046; structure as in torch_brain 0.2.1 (Apache-2.0), whose weights load here.
+
+    spikes [S] → unit + type embedding, rotary time ─┐ (two more tokens a unit: window start and end)
+    latents [L], `latents` of them every `step` s ───┴→ cross-attention → `depth` × self-attention → latents [B, L, D]
+    session embedding at each target time [Q] ─→ cross-attention to the latents → linear → behavior [Q, outputs]
+
+Exactly the same sums as the padded original, in fewer steps: spikes stay packed; a key and a value are projected once
+a unit and gathered a spike; only the pairs that turn are turned; the first queries are the same for every window and
+are projected once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from workbench.batch import SpikeBatch
+from workbench.errors import WorkbenchError
+from workbench.models.base import Output, SpikeModel, sampling_interval, scaling
+from workbench.nn.rotary import RotaryTime, rotate_, unrotate
+from workbench.nn.vocabulary import Vocabulary
+from workbench.session import Session
+
+SPIKE, START, END, TYPES = 0, 1, 2, 4                                   # the fourth type is torch_brain's, unused
+
+
+class POYO(SpikeModel):
+    """units and sessions are names ('<session id>/<unit id>'); outputs of `target`, whose mean and scale undo the
+    standardisation; window, step, t_min and t_max in seconds. Defaults are the paper's code's; `SIZES` its two models.
+    """
+
+    name = "poyo"
+    decodes = embeds = True
+    SIZES = {
+        "1.3M": dict(dim=64, depth=6, latents=16, cross_heads=2, attention_dropout=0.2),
+        "11.8M": dict(dim=128, depth=24, latents=32, cross_heads=4, attention_dropout=0.2),
+    }
+
+    def __init__(self, *, units: Sequence[str], sessions: Sequence[str], target: str, outputs: int,
+                 mean: Sequence[float] | None = None, scale: Sequence[float] | None = None,
+                 window: float = 1.0, step: float = 0.125, latents: int = 64, dim: int = 512, depth: int = 2,
+                 head_dim: int = 64, cross_heads: int = 1, self_heads: int = 8, dropout: float = 0.4,
+                 ffn_dropout: float = 0.2, attention_dropout: float = 0.0, t_min: float = 1e-4, t_max: float = 2.0627):
+        super().__init__()
+        self.target, self.window = target, window
+        self.units, self.sessions = Vocabulary("unit", units, dim), Vocabulary("session", sessions, dim)
+        self.types = nn.Parameter(torch.randn(TYPES, dim) * 0.02)
+        self.latents = nn.Parameter(torch.randn(latents, dim) * 0.02)
+        self.rotary = RotaryTime(head_dim // 4, t_min, t_max)           # half of every head turns, in pairs
+        times = torch.arange(0, window, step, dtype=torch.float64) + step / 2
+        self.register_buffer("latent_times", times.repeat_interleave(latents), persistent=False)
+
+        heads = dict(head_dim=head_dim, dropout=attention_dropout)
+        self.encoder = CrossAttention(dim, cross_heads, **heads)
+        self.encoder_ffn = FeedForward(dim, ffn_dropout)
+        self.blocks = nn.ModuleList(nn.ModuleList([SelfAttention(dim, self_heads, **heads), FeedForward(dim, ffn_dropout)])
+                                    for _ in range(depth))
+        self.decoder = CrossAttention(dim, cross_heads, **heads)
+        self.decoder_ffn = FeedForward(dim, ffn_dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.readout = nn.Linear(dim, outputs)
+        self.register_buffer("mean", torch.tensor(mean if mean is not None else [0.0] * outputs))
+        self.register_buffer("scale", torch.tensor(scale if scale is not None else [1.0] * outputs))
+
+    @classmethod
+    def for_sessions(cls, sessions: Sequence[Session], *, target: str, size: str | None = None, **settings) -> POYO:
+        """A decoder of the series `target`. Rotary periods start at twice its sampling interval: faster codes cannot be
+        told apart by it, and a code of every spike's 0.1 ms has to be unlearned first (ten times slower on real data).
+        """
+        mean, scale = scaling(sessions, target)
+        fastest = 2 * max(sampling_interval(sessions, target), *(s.resolution for s in sessions))
+        known = dict(t_min=min(max(fastest, 1e-3), 0.2)) | (cls.SIZES[size] if size else {})
+        return cls(units=[f"{s.id}/{u}" for s in sessions for u in s.units["id"]], sessions=[s.id for s in sessions],
+                   target=target, outputs=len(mean), mean=mean, scale=scale, **known | settings)
+
+    def forward(self, batch: SpikeBatch) -> Output:
+        """Behaviour [Q, outputs] at the target's times, packed as in the batch, and the latents [B, L, D]."""
+        if abs(batch.duration - self.window) > 1e-6:
+            raise WorkbenchError(f"POYO was built for windows of {self.window:g} s and was given {batch.duration:g} s; build "
+                                 "it with window=, or cut windows of its own length")
+        latents = self.encode(batch)
+        turn = self.rotary(self.latent_times)
+        for attention, ffn in self.blocks:
+            latents = latents + self.dropout(attention(latents, turn))
+            latents = latents + self.dropout(ffn(latents))
+        return Output(behavior=self.decode(batch, latents, turn) * self.scale + self.mean, latents=latents)
+
+    def encode(self, batch: SpikeBatch) -> Tensor:
+        """Spikes compressed into latents [B, L, D], before the blocks."""
+        rows, times, offsets, table = self.tokens(batch)
+        start = self.latents.repeat(len(self.latent_times) // len(self.latents), 1)
+        latents = start + self.encoder.packed(start, self.rotary(self.latent_times), table, rows, self.rotary(times),
+                                              offsets)
+        return latents + self.encoder_ffn(latents)
+
+    def tokens(self, batch: SpikeBatch) -> tuple[Tensor, Tensor, list[int], Tensor]:
+        """Packed tokens: rows [S'] of table [3 × units, D], times [S'], offsets; each window's spikes, starts, ends."""
+        spikes, uo = batch.spikes(), batch.unit_offsets
+        distinct, unit = self.units.unit_rows(batch).unique(return_inverse=True)
+        table = (self.units(distinct)[:, None] + self.types[:END + 1]).flatten(0, 1)
+        window = torch.repeat_interleave(uo.diff())
+        edge = batch.offsets[1:][window] + torch.arange(len(unit), device=batch.device)
+        place = torch.cat([torch.arange(len(spikes.times), device=batch.device) + 2 * uo[spikes.windows],
+                           edge + uo[window], edge + uo[window + 1]])
+        rows = place.new_empty(len(place))
+        rows[place] = 3 * torch.cat([unit[spikes.units], unit, unit]) + torch.repeat_interleave(
+            torch.tensor([SPIKE, START, END], device=batch.device), torch.tensor([len(spikes.times), len(unit), len(unit)],
+                                                                               device=batch.device))
+        times = batch.times.new_zeros(len(place))
+        times[place[:len(spikes.times)]] = batch.times
+        times[edge + uo[window + 1]] = batch.duration
+        return rows, times, (batch.offsets + 2 * uo).tolist(), table
+
+    def decode(self, batch: SpikeBatch, latents: Tensor, turn: Tensor) -> Tensor:
+        """Standardised behaviour [Q, outputs] at the target's times, one query a time, its session's embedding."""
+        target = batch.targets[self.target]
+        size = target.offsets.diff()
+        window = torch.repeat_interleave(size)
+        column = torch.arange(len(window), device=batch.device) - target.offsets[window]
+        present, which = batch.session.unique(return_inverse=True)
+        session = self.sessions(self.sessions.rows([batch.sessions[i].id for i in present.tolist()]))[which]
+        times = batch.times.new_zeros(len(batch), int(size.max()))      # queries are padded: they do not see each other
+        times[window, column] = target.times
+        found = self.decoder(session, self.rotary(times), latents, turn)[window, column]
+        found = session[window] + found
+        return self.readout(found + self.decoder_ffn(found))
+
+    def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
+        """Mean squared error of the standardised behaviour."""
+        wrong = (self(batch).behavior - batch.targets[self.target].values) / self.scale
+        return {"loss": wrong.square().mean()}
+
+    @classmethod
+    def from_torch_brain(cls, weights: Mapping[str, Tensor] | str | Path, *, window: float = 1.0, step: float = 0.125,
+                         target: str = "behavior", **settings) -> POYO:
+        """A model with torch_brain's weights: its state dict, or a checkpoint of its trainer (read as plain tensors).
+
+        Sizes are read off the tensors; `window` and `step` from the checkpoint's settings where it has them. Outputs come
+        as torch_brain's do, in the scale it was trained in.
+        """
+        if isinstance(weights, (str, Path)):
+            weights = torch.load(weights, map_location="cpu", weights_only=True)
+        if "state_dict" in weights:
+            hyper = weights.get("hyper_parameters", {}).get("model", {})
+            window, step = hyper.get("sequence_length", window), hyper.get("latent_step", step)
+            weights = {key.removeprefix("model."): value for key, value in weights["state_dict"].items()}
+        missing = [key for key in ("readout.weight", "unit_emb.vocab", "enc_atn.to_q.weight") if key not in weights]
+        if missing:
+            raise WorkbenchError(f"these are no weights of torch_brain's POYO: {', '.join(missing)} not among their "
+                                 f"{len(weights)} names")
+        words = lambda key: [word for word, row in sorted(weights[key].items(), key=lambda item: item[1])][1:]
+        outputs, dim = weights["readout.weight"].shape
+        head_dim = 2 * len(weights["rotary_emb.omega"])
+        blocks = {int(key.split(".")[1]) for key in weights if key.startswith("proc_layers.")}
+        model = cls(units=words("unit_emb.vocab"), sessions=words("session_emb.vocab"), target=target, outputs=outputs,
+                    window=window, step=step, latents=len(weights["latent_emb.weight"]), dim=dim, depth=len(blocks),
+                    head_dim=head_dim, cross_heads=len(weights["enc_atn.to_q.weight"]) // head_dim,
+                    self_heads=len(weights["proc_layers.0.0.to_qkv.weight"]) // (3 * head_dim) if blocks else 8, **settings)
+        renamed = {_our_name(key): value for key, value in weights.items() if not key.endswith("vocab")}
+        renamed["rotary.omega"] = renamed["rotary.omega"][:head_dim // 4]       # the others stand still
+        model.load_state_dict(renamed | {"mean": model.mean, "scale": model.scale})
+        return model
+
+
+def _our_name(key: str) -> str:
+    for theirs, ours in ((r"^unit_emb", "units"), (r"^session_emb", "sessions"), (r"^token_type_emb\.weight", "types"),
+                         (r"^latent_emb\.weight", "latents"), (r"^rotary_emb", "rotary"), (r"^enc_atn", "encoder"),
+                         (r"^dec_atn", "decoder"), (r"^proc_layers\.(\d+)\.0\.", r"blocks.\1.0."),
+                         (r"^proc_layers\.(\d+)\.1\.", r"blocks.\1.1."), (r"^enc_ffn\.", "encoder_ffn."),
+                         (r"^dec_ffn\.", "decoder_ffn.")):
+        key = re.sub(theirs, ours, key)
+    if key.startswith(("blocks", "encoder_ffn", "decoder_ffn")):
+        key = re.sub(r"\.1\.net\.0\.", ".up.", re.sub(r"\.1\.net\.3\.", ".down.", key))
+        key = re.sub(r"(ffn|blocks\.\d+\.1)\.0\.", r"\1.norm.", key)
+    return key
+
+
+class CrossAttention(nn.Module):
+    """Queries look at a context; both are normed first. Rotary codes turn queries and keys."""
+
+    def __init__(self, dim: int, heads: int, *, head_dim: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm, self.norm_context = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * heads * head_dim, bias=False)
+        self.to_out = nn.Linear(heads * head_dim, dim)
+
+    def packed(self, queries: Tensor, query_turn: Tensor, table: Tensor, rows: Tensor, turn: Tensor,
+               offsets: list[int]) -> Tensor:
+        """The same queries [L, D] for every window, over table[rows] packed by offsets → [B, L, D].
+
+        Values turn too, and the answer is turned back, so that it holds times relative to each query. Keys and values
+        are projected once a row of the table. One attention a window: on CPUs faster than padding with a mask.
+        """
+        q = rotate_(self.to_q(self.norm(queries)).unflatten(-1, (self.heads, -1)), query_turn[:, None])
+        kv = self.to_kv(self.norm_context(table)).index_select(0, rows)
+        k, v = rotate_(kv.unflatten(-1, (2 * self.heads, -1)), turn[:, None]).transpose(0, 1)[None].chunk(2, dim=1)
+        q, dropout = q.transpose(0, 1)[None], self.dropout if self.training else 0.0
+        seen = torch.cat([scaled_dot_product_attention(q, k[:, :, a:b], v[:, :, a:b], dropout_p=dropout)
+                          for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+        seen = unrotate(seen.transpose(1, 2), query_turn[:, None])
+        return self.to_out(seen.flatten(-2))
+
+    def forward(self, queries: Tensor, query_turn: Tensor, context: Tensor, turn: Tensor) -> Tensor:
+        """One query content a window [B, D], asked at times query_turn [B, Q, pairs], over context [B, L, D] → [B, Q, D]."""
+        q = self.to_q(self.norm(queries)).unflatten(-1, (self.heads, -1))
+        q = rotate_(q[:, None].repeat(1, query_turn.shape[1], 1, 1), query_turn[:, :, None])
+        k, v = self.to_kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        k = rotate_(k.contiguous(), turn[:, None])
+        seen = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+                                            dropout_p=self.dropout if self.training else 0.0)
+        return self.to_out(seen.transpose(1, 2).flatten(-2))
+
+
+class SelfAttention(nn.Module):
+    """Latents look at each other; queries, keys and values turn, and the answer is turned back."""
+
+    def __init__(self, dim: int, heads: int, *, head_dim: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm = nn.LayerNorm(dim)
+        self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.to_out = nn.Linear(heads * head_dim, dim)
+
+    def forward(self, x: Tensor, turn: Tensor) -> Tensor:
+        """x [B, L, D] at times turn [L, pairs] → [B, L, D]."""
+        qkv = rotate_(self.to_qkv(self.norm(x)).unflatten(-1, (3 * self.heads, -1)), turn[:, None])
+        q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)
+        seen = scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        seen = unrotate(seen.transpose(1, 2), turn[:, None])
+        return self.to_out(seen.flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward layer (GEGLU, Shazeer 2020, arXiv 2002.05202), normed first."""
+
+    def __init__(self, dim: int, dropout: float, mult: int = 4):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up, self.down = nn.Linear(dim, 2 * mult * dim), nn.Linear(mult * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.up(self.norm(x)).chunk(2, dim=-1)
+        return self.down(self.dropout(x * gelu(gate)))

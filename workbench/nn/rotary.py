@@ -1,0 +1,63 @@
+"""Rotary code of continuous time: attention that sees time differences, in seconds, and no absolute time.
+
+Su et al. 2021, arXiv 2104.09864; over continuous time as in POYO, Azabou et al. 2023, arXiv 2310.16046.
+
+Only the pairs that turn are stored (`pairs` frequencies; the rest of a head stands still), as unit complex numbers
+[..., pairs] that multiply queries and keys in place. Angles are reduced to one turn in float64 before the float32
+trigonometry: at a period of 0.1 ms a second is 10,000 turns, of which float32 would keep three digits.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class RotaryTime(nn.Module):
+    """times [...] seconds → unit complex numbers [..., pairs], periods log-spaced from t_min to t_max, both included."""
+
+    def __init__(self, pairs: int, t_min: float, t_max: float):
+        super().__init__()
+        if not 0 < t_min < t_max:
+            raise ValueError(f"rotary periods run from t_min {t_min} to t_max {t_max} s; give 0 < t_min < t_max")
+        steps = torch.linspace(0, 1, pairs)
+        periods = torch.exp(torch.lerp(torch.tensor(t_min).log(), torch.tensor(t_max).log(), steps))
+        self.register_buffer("omega", 2 * math.pi / periods)                # radians a second
+
+    @torch.no_grad()
+    def forward(self, times: Tensor) -> Tensor:
+        turns = times.double()[..., None] * (self.omega.double() / (2 * math.pi))
+        angle = ((turns - turns.floor()) * (2 * math.pi)).float()
+        return torch.polar(torch.ones_like(angle), angle)
+
+
+def rotate_(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the first pairs of every head of x [..., head] by `turn` [..., pairs] (broadcast), in place.
+
+    x must be the fresh result of an operation that does not need it for its gradient (a projection, a gather).
+    """
+    return _Rotate.apply(x, turn)
+
+
+def unrotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Attention's answer x [..., head] turned back by `turn`. A copy where a gradient will want x itself."""
+    x = x.clone(memory_format=torch.contiguous_format) if x.requires_grad else x.contiguous()
+    return rotate_(x, turn.conj())
+
+
+def _turn(x: Tensor, turn: Tensor) -> Tensor:
+    pairs = turn.shape[-1]
+    torch.view_as_complex(x[..., :2 * pairs].unflatten(-1, (pairs, 2))).mul_(turn)
+    return x
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, turn: Tensor) -> Tensor:
+        ctx.save_for_backward(turn)
+        ctx.mark_dirty(x)
+        return _turn(x, turn)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _turn(grad.clone(memory_format=torch.contiguous_format), ctx.saved_tensors[0].conj()), None

@@ -1,0 +1,90 @@
+"""Which windows of which sessions: splits that never leak, and samplers that are pure functions of (seed, step).
+
+    split(session) → train, valid, test intervals → RandomWindows (training) or sliding (evaluation) → SpikeBatch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from workbench.batch import Reader, SpikeBatch
+from workbench.errors import BadRecording
+from workbench.session import Session, overlap
+
+
+def split(session: Session, test: float = 0.2, valid: float = 0.1) -> dict[str, np.ndarray]:
+    """Chronological split: the last share `test` of the valid time, `valid` before it, the rest for training.
+
+    Returns {"train", "valid", "test"}: intervals [n, 2] in seconds. No trial lies in two parts: a cut inside one moves
+    to its start. Chronological, because neighbouring windows share slow drift and random windows would leak it.
+    """
+    if not (0 <= test and 0 <= valid and test + valid < 1):
+        raise BadRecording(f"a split of {valid:g} valid and {test:g} test leaves nothing to train on; their sum must be "
+                           "under 1")
+    cuts = [_cut(session, 1 - test - valid), _cut(session, 1 - test)]
+    edges = [session.start, *cuts, session.stop]
+    parts = {name: overlap(session.intervals, np.array([[a, b]]))
+             for name, a, b in zip(("train", "valid", "test"), edges[:-1], edges[1:], strict=True)}
+    for name, share in (("train", 1), ("valid", valid), ("test", test)):
+        if share and not len(parts[name]):
+            raise BadRecording(f"{session.id}: no recording is left for the {name} part; {session.duration:.1f} s in "
+                               f"{len(session.trials)} trials are too few to split")
+    return parts
+
+
+def _cut(session: Session, share: float) -> float:
+    """The time at which `share` of the valid recording has passed, moved to the start of a trial that it would cut."""
+    lengths = np.diff(session.intervals)[:, 0]
+    passed = np.concatenate([[0], np.cumsum(lengths)])
+    at = share * passed[-1]
+    i = min(int(np.searchsorted(passed, at, side="right")) - 1, len(lengths) - 1)
+    cut = float(session.intervals[i, 0] + at - passed[i])
+    start, stop = session.trials["start"].to_numpy(float), session.trials["stop"].to_numpy(float)
+    through = (start < cut) & (cut < stop)
+    return float(start[through].min()) if through.any() else cut
+
+
+def sliding(intervals: np.ndarray, duration: float, step: float) -> np.ndarray:
+    """Starts of windows that slide through each interval, the last one flush with its end [W]."""
+    starts = []
+    for start, stop in np.asarray(intervals, float).reshape(-1, 2):
+        room = stop - start - duration
+        if room >= -1e-9:
+            here = start + step * np.arange(int(room / step + 1e-6) + 1)
+            starts.append(here if room - (here[-1] - start) < 1e-6 else np.append(here, start + room))
+    if not starts:
+        longest = np.diff(np.asarray(intervals, float).reshape(-1, 2)).max(initial=0)
+        raise BadRecording(f"no interval is as long as a window of {duration:g} s (the longest lasts {longest:.3f} s); "
+                           "choose a shorter window")
+    return np.concatenate(starts)
+
+
+class RandomWindows:
+    """Training windows with random starts, each wholly inside one interval of its session.
+
+    sessions and intervals ([n, 2] seconds, one array a session) go together. `batch(k)` depends on (seed, k) alone, so
+    that a resumed run sees what it would have seen. All possible starts are equally likely.
+    """
+
+    def __init__(self, sessions: Sequence[Session], intervals: Sequence[np.ndarray], *, duration: float, batch_size: int,
+                 seed: int = 0, targets: Sequence[str] = ()):
+        self.duration, self.batch_size, self.seed = duration, batch_size, seed
+        self.reader = Reader(sessions, targets)
+        rows = [(s, a, b - duration) for s, part in enumerate(intervals) for a, b in part if b - a >= duration - 1e-9]
+        if not rows:
+            longest = max((float(np.diff(part).max(initial=0)) for part in intervals), default=0.0)
+            raise BadRecording(f"no training interval is as long as a window of {duration:g} s (the longest lasts "
+                               f"{longest:.3f} s); choose a shorter window")
+        self.session, self.first, last = (np.array(column) for column in zip(*rows, strict=True))
+        self.room = np.maximum(last - self.first, 0)
+        # An interval exactly as long as a window still holds one window.
+        self.upto = np.cumsum(self.room + 1e-3)
+
+    def batch(self, k: int) -> SpikeBatch:
+        """Batch number k of the run."""
+        random = np.random.default_rng([self.seed, k])
+        row = np.searchsorted(self.upto, random.random(self.batch_size) * self.upto[-1])
+        starts = self.first[row] + random.random(self.batch_size) * self.room[row]
+        return self.reader.read(self.session[row], starts, self.duration)
