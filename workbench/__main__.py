@@ -1,0 +1,151 @@
+"""The command line: train, runs, prepare, serve. Each command is one call that a notebook can make too.
+
+    python -m workbench train RECIPE key=value … --run FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. A user's mistake is one sentence on stderr, and code 2."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if "settings" in args:                                              # key=value may also follow the options
+        args.settings += [text for text in rest if "=" in text and not text.startswith("-")]
+        rest = [text for text in rest if text not in args.settings]
+    if rest:
+        parser.error(f"what is {' '.join(rest)!r}? see python -m workbench {args.name} --help")
+    try:
+        return args.command(args)
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("workbench: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from workbench.training.recipe import Recipe
+    parser = argparse.ArgumentParser(
+        prog="python -m workbench", description="Models of neural spikes, side by side, on your own recording.")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str, more: str = "") -> argparse.ArgumentParser:
+        own = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
+                                  epilog=textwrap.dedent(more), formatter_class=argparse.RawDescriptionHelpFormatter)
+        own.set_defaults(command=run)
+        return own
+
+    own = command("train", train, "train a model from a recipe and score it on held-out time", f"""\
+        shipped recipes: {', '.join(Recipe.available())}
+
+        examples:
+          python -m workbench train demo
+          python -m workbench train poyo-reach data=my_session.nwb target=hand_vel --run runs/mine
+          python -m workbench train gru data=[day1.nwb, day2.nwb] optim.lr=3e-4 seed=1 --detach
+
+        Ctrl-C saves a checkpoint. The same command on the same folder goes on from there.""")
+    own.add_argument("recipe", metavar="RECIPE", help="a shipped recipe, or the path of a YAML file")
+    own.add_argument("settings", metavar="key=value", nargs="*", default=[], help="settings to change, dotted: "
+                     "data=NAME_OR_PATH target=SERIES optim.lr=3e-4 budget.steps=500")
+    own.add_argument("--run", metavar="FOLDER", help="where the run lives (default: a new folder under runs/)")
+    own.add_argument("--detach", action="store_true", help="train in a process of its own and return at once")
+
+    own = command("runs", list_runs, "list the runs in a folder")
+    own.add_argument("folder", metavar="FOLDER", nargs="?", default="runs")
+
+    own = command("prepare", prepare, "fetch a dataset of the catalog, or make it, so that it opens without waiting")
+    own.add_argument("dataset", metavar="NAME")
+
+    own = command("serve", serve, "serve the dashboards to a browser")
+    own.add_argument("--port", type=int, default=5006)
+    own.add_argument("--show", action="store_true", help="open the browser")
+    return parser
+
+
+def train(args: argparse.Namespace) -> int:
+    from workbench.training.launching import new_folder
+    from workbench.training.recipe import Recipe
+    from workbench.training.run import Run, launch
+    recipe = Recipe.load(args.recipe).override(args.settings)
+    folder = args.run or new_folder(recipe.name)
+    here = Path(folder, "recipe.yaml").is_file() and Run(folder).state == "finished"
+    if not args.detach and not here:
+        print(f"training {recipe.name} in {folder}: Ctrl-C saves a checkpoint, the same command goes on",
+              file=sys.stderr)
+    try:
+        run = launch(recipe, on="local" if args.detach else "here", run=folder)
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        print(f"workbench: training failed ({type(error).__name__}: {error}); the traceback is in "
+              f"{Path(folder, 'log.txt')}", file=sys.stderr)
+        return 1
+    state = run.state
+    if state == "finished":
+        print(("finished before; " if here else "") + _table(run.result(), run.path))
+    elif state == "stopped":
+        print(f"stopped with a checkpoint at step {run.status.get('step', 0)}; go on with: {_again(args, folder)}")
+    else:
+        print(f"started {run.path}; see it with: python -m workbench runs {run.path.parent}")
+    return 0
+
+
+def _again(args: argparse.Namespace, folder: str | Path) -> str:
+    return " ".join(["python -m workbench train", args.recipe, *args.settings, "--run", str(folder)])
+
+
+def _table(result: dict[str, Any], folder: Path) -> str:
+    """The held-out scores with the baselines beside them, and what a reader must know to believe them."""
+    protocol = result["protocol"]
+    names = ", ".join(r["id"] for r in protocol["recordings"])
+    test = sum(b - a for part in protocol["split"].values() for a, b in part["test"])
+    lines = [f"held-out R² of {protocol['target']}, {names}{' (SIMULATED)' if protocol['simulated'] else ''}: the last "
+             f"{test:,.0f} s, which no model was trained or chosen on"]
+    every = {"this run": result["scores"], **result["baselines"]}
+    for name, scores in every.items():
+        score = scores[protocol["target"]]
+        causal = score.get("r2_causal")
+        each = ", ".join(f"{r2:.3f}" for r2 in score.get("r2_per_dim", []))
+        lines.append(f"  {name:10} {score['r2']:7.3f}   causal {'  n/a' if causal is None else f'{causal:.3f}'}   per "
+                     f"dimension {each}")
+    best = f" (best at {protocol['best_step']:,})"
+    steps = f"{protocol['steps']:,} steps{best}" if protocol["steps"] else "solved at once"
+    lines += [f"  {steps}, {protocol['parameters']:,} parameters, {protocol['wall_s']:,.0f} s on "
+              f"{protocol['machine']['threads']} threads ({protocol['machine']['device']}), seed {protocol['seed']}",
+              f"run folder: {folder}", "look closer: python -m workbench serve, then http://localhost:5006"]
+    return "\n".join(lines)
+
+
+def list_runs(args: argparse.Namespace) -> int:
+    from workbench.training.run import runs
+    table = runs(args.folder)
+    print(table.to_string(na_rep="", float_format="{:.3f}".format) if len(table) else f"no runs in {args.folder}")
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> int:
+    from workbench import catalog
+    print(catalog.prepare(args.dataset))
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    apps = Path(__file__).parent / "apps"
+    return subprocess.call([sys.executable, "-m", "panel", "serve", str(apps),
+                            *map(str, sorted(apps.glob("[a-z]*.py"))),
+                            "--index", "apps", "--port", str(args.port), *["--show"] * args.show])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Checkpoints: one whole file a step, holding all that training needs to go on exactly as if it had never stopped.
+
+    {step, seconds, model, ema, best, optimizer, random} → checkpoints/step-000000100.pt → the newest that can be read
+
+Tensors and plain data only, so that `torch.load(weights_only=True)` reads them. The learning rate and the batches are
+functions of the step, so neither has a state of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.training import storage
+
+KEPT = 2
+
+
+def save(folder: Path, state: dict[str, Any]) -> Path:
+    """Write the state of training in one step, then drop all but the last two."""
+    path = Path(folder) / f"step-{state['step']:09d}.pt"
+    storage.write(path, lambda file: torch.save({**state, "random": _random_state()}, file))
+    for old in listed(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def listed(folder: Path) -> list[Path]:
+    """The whole checkpoints, oldest first."""
+    return sorted(Path(folder).glob("step-*.pt"))
+
+
+def newest(folder: Path, log=lambda message: None) -> dict[str, Any] | None:
+    """The state in the newest checkpoint that can be read, on the CPU; None where there is none."""
+    for leftover in Path(folder).glob("*.tmp*"):
+        leftover.unlink(missing_ok=True)
+    for path in reversed(listed(folder)):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:                                      # a damaged disk: the one before may be whole
+            log(f"{path} cannot be read ({type(error).__name__}: {error}); going back to the checkpoint before it")
+    return None
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(),
+            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss]}
+
+
+def restore_random(state: dict[str, Any]) -> None:
+    """Set every random generator back; call it last, after whatever else may draw numbers."""
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

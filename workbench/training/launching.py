@@ -1,0 +1,164 @@
+"""Where runs start: in this process, or in one of their own that outlives the kernel, the terminal and the cell.
+
+    recipe → its folder (a new one, or the same recipe's) → a starter, by the kind of place → Run
+
+Every starter does the same: `train(recipe, folder)` somewhere. No function is pickled; the folder says it all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+from workbench.training import storage
+from workbench.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from workbench.training.run import Run
+
+
+class CannotStart(WorkbenchError, RuntimeError):
+    """A run that cannot start there."""
+
+
+def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | None = None) -> Run:
+    """Start a recipe (or the shipped one of that name, or a YAML file) and return its Run.
+
+    on    "local": a process of its own on this machine, which survives this one; returns at once. "here": this
+          process, which waits for the end; interrupting it saves a checkpoint
+    run   the folder; None: a new one under runs/. A folder that holds the same recipe is resumed
+
+    Raises CannotStart for another place, a folder with another recipe, or one where a run is alive.
+    """
+    from workbench.training.run import Run
+    recipe = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).anchored()
+    _starter(on)
+    folder = Path(run).expanduser() if run is not None else new_folder(recipe.name)
+    if (folder / "recipe.yaml").is_file():
+        there = Recipe.load(folder / "recipe.yaml")
+        if other := there.diff(recipe):
+            listed = ", ".join(f"{k} is {old!r} there and {new!r} here" for k, (old, new) in list(other.items())[:3])
+            more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+            raise CannotStart(f"{folder} holds a run of another recipe ({listed}{more}); choose another folder")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CannotStart(f"{folder} is there and holds no run; choose an empty or a new folder")
+    else:
+        recipe.save(folder / "recipe.yaml")
+    return Run(folder).resume(on)
+
+
+def start(run: Run, on: str) -> Run:
+    """Start the run in `run.path`, from its newest checkpoint if it has one."""
+    begin = _starter(on)
+    if run.alive:
+        raise CannotStart(f"{run.path} is {run.state} already; run.watch() shows it, run.stop() ends it")
+    (run.path / "STOP").unlink(missing_ok=True)
+    begin(run)
+    return run
+
+
+def new_folder(name: str, under: str | Path = "runs") -> Path:
+    """A new, empty folder runs/<name>-<number>."""
+    number = 1
+    while True:
+        try:
+            folder = Path(under) / f"{name}-{number:03d}"
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _here(run: Run) -> None:
+    """In this process, under a progress bar."""
+    from workbench.training.trainer import train
+    with interrupt_stops(run), _bar() as show:
+        train(run.recipe, run.path, on_step=show)
+
+
+# The process in the middle leaves at once, so that the run is nobody's child: kernels end their children with them.
+_MIDDLE = """
+import subprocess, sys
+log, flags, *command = sys.argv[1:]
+detached = {"creationflags": int(flags)} if sys.platform == "win32" else {"start_new_session": True}
+with open(log, "ab") as out:
+    print(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, **detached).pid)
+"""
+
+
+def _detached(run: Run) -> None:
+    """In a process of its own: a new session, and no descendant of this one."""
+    status = run.status
+    (run.path / "process.json").unlink(missing_ok=True)
+    storage.write_json(run.path / "status.json", {**status, "state": "queued", "stage": "starting", "pid": None,
+                                                  "error": "", "time": time.time()})
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+    middle = subprocess.run([sys.executable, "-S", "-c", _MIDDLE, str(run.path / "log.txt"), str(flags), sys.executable,
+                             "-m", "workbench.training", str(run.path)], stdin=subprocess.DEVNULL, capture_output=True,
+                            text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    if middle.returncode:
+        raise CannotStart(f"{run.path} did not start: {middle.stderr.strip().splitlines()[-1]}")
+    storage.write_json(run.path / "process.json", {"pid": int(middle.stdout), "host": socket.gethostname()})
+
+
+# Kinds of place by name; a remote engine is one more entry.
+_PLACES = {"local": _detached, "here": _here}
+
+
+def _starter(on: str) -> Any:
+    if on not in _PLACES:
+        raise CannotStart(f"cannot launch on {on!r}: only 'local' (a process of its own on this machine) and 'here' "
+                          "(this process) exist now")
+    return _PLACES[on]
+
+
+@contextmanager
+def interrupt_stops(run: Run) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) asks for a checkpoint, the second ends the process."""
+    if threading.current_thread() is not threading.main_thread():       # only the main thread may set handlers
+        yield
+        return
+
+    def restore() -> None:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+
+    def ask(signum: int, frame: Any) -> None:
+        restore()
+        print("\nstopping with a checkpoint at the next step (once more to end at once)", file=sys.stderr)
+        storage.write(run.path / "STOP", b"")
+
+    before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    from tqdm.auto import tqdm
+    quiet = not sys.stderr.isatty() and "ipykernel" not in sys.modules
+    with tqdm(unit="step", mininterval=20 if quiet else 0.2, dynamic_ncols=True) as bar:
+        def show(status: dict[str, Any]) -> None:
+            stage, step = status.get("stage", ""), status.get("baseline_step", status.get("step"))
+            if bar.desc != f"{stage}: ":
+                bar.set_description(stage, refresh=not quiet)
+                bar.reset(total=status.get("baseline_steps", status.get("steps")))
+            if step is not None:
+                shown = {name: status.get(key) for key, name in (("loss", "loss"), ("valid_r2", "valid R²"))}
+                bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False)
+                bar.update(step - bar.n)
+        yield show

@@ -1,0 +1,153 @@
+"""The optimisation: AdamW steps over random windows, the best weights on the validation part kept.
+
+    newest checkpoint → batch k → loss → gradient, clipped → AdamW → EMA → metrics row → evaluation → checkpoint
+
+Batch k and the learning rate are pure functions of the step, and a checkpoint holds the rest, so a run that was killed
+at any instant ends with the very weights that it would have had. Bit for bit on a CPU at the same number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.training import checkpoint, storage
+from workbench.training.recipe import Optim, Recipe
+
+Weights = dict[str, torch.Tensor]
+
+
+class Stopped(Exception):
+    """Somebody asked the run to stop; its checkpoint is written."""
+
+
+class Diverged(WorkbenchError, ArithmeticError):
+    """The loss or its gradient is no longer a number."""
+
+
+def learning_rate(optim: Optim, step: int, steps: int) -> float:
+    """The learning rate of step 0 … steps - 1: a linear rise, then a cosine down to `floor` of the peak."""
+    if step < optim.warmup:
+        return optim.lr * (step + 1) / optim.warmup
+    done = (step - optim.warmup) / max(steps - optim.warmup, 1)
+    return optim.lr * (optim.floor + (1 - optim.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: a norm's gain or a bias pulled to zero is another model, not a smaller one."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in weights if p.ndim >= 2], "weight_decay": optim.weight_decay},
+              {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=tuple(optim.betas), fused=True)
+
+
+@contextmanager
+def using(model: nn.Module, weights: Weights | None) -> Iterator[nn.Module]:
+    """The model in evaluation mode, with other weights for a while where some are given."""
+    own = copy(model) if weights else None
+    was_training = model.training
+    try:
+        if weights:
+            model.load_state_dict(weights)
+        yield model.eval()
+    finally:
+        model.train(was_training)
+        if own:
+            model.load_state_dict(own)
+
+
+def copy(model: nn.Module) -> Weights:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder: Path, *,
+        evaluate: Callable[[nn.Module], float], report: Callable[..., None], log: Callable[[str], None],
+        stopping: Callable[[], bool]) -> dict[str, Any]:
+    """Train `model` in place and leave it with its best weights.
+
+    batches(k) → the SpikeBatch of step k; evaluate(model) → validation R²; report(**fields) is called every step;
+    stopping() says whether to save and raise Stopped. Returns {best_step, valid_r2, seconds}; raises Diverged.
+    """
+    optim, budget = recipe.optim, recipe.budget
+    device = next(model.parameters()).device
+    adam = optimizer(model, optim)
+    ema: Weights | None = copy(model) if optim.ema else None
+    best: dict[str, Any] | None = None
+    step, seconds, places = 0, 0.0, folder / "checkpoints"
+
+    state = checkpoint.newest(places, log)
+    if state:
+        step, seconds, best = state["step"], state["seconds"], state["best"]
+        model.load_state_dict(state["model"])
+        adam.load_state_dict(state["optimizer"])
+        ema = {k: v.to(device) for k, v in state["ema"].items()} if optim.ema else None
+        checkpoint.restore_random(state["random"])
+        log(f"resumed from the checkpoint of step {step}")
+    began = time.perf_counter() - seconds
+
+    def save() -> None:
+        checkpoint.save(places, {"step": step, "seconds": time.perf_counter() - began, "model": model.state_dict(),
+                                 "ema": ema, "best": best, "optimizer": adam.state_dict()})
+
+    model.train()
+    while step < budget.steps:
+        if stopping():
+            save()
+            log(f"stopped at step {step}")
+            raise Stopped
+        start = time.perf_counter()
+        batch = batches(step)
+        spikes = len(batch.times)
+        batch = batch.to(device)
+        waited = time.perf_counter() - start
+
+        lr = learning_rate(optim, step, budget.steps)
+        for group in adam.param_groups:
+            group["lr"] = lr
+        losses = model.loss(batch)
+        adam.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip or math.inf)
+        row = {name: float(value) for name, value in losses.items()} | {"grad_norm": float(norm)}
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+            raise Diverged(f"the loss became {row['loss']} (gradient norm {row['grad_norm']}) at step {step + 1} with "
+                           f"learning rate {lr:.3g}; start a new run with a lower optim.lr or optim.clip")
+        adam.step()
+        if ema:
+            _average(ema, model, min(optim.ema, (1 + step) / (10 + step)))
+
+        step += 1
+        taken = time.perf_counter() - start
+        row = {"step": step, **row, "lr": lr, "spikes_per_s": spikes / taken, "data_wait": waited / taken}
+        if step % budget.eval_every == 0 or step == budget.steps:
+            with using(model, ema) as averaged:
+                row["valid_r2"] = evaluate(averaged)
+                if best is None or row["valid_r2"] > best["valid_r2"] or math.isnan(best["valid_r2"]):
+                    best = {"step": step, "valid_r2": row["valid_r2"], "weights": copy(averaged)}
+        # The row before the checkpoint: a kill between the two then costs a repeated row, never a missing one.
+        storage.append(folder / "metrics.jsonl", {**row, "seconds": time.perf_counter() - began})
+        if step % budget.checkpoint_every == 0 or step == budget.steps:
+            save()
+        report(step=step, steps=budget.steps, loss=row["loss"], spikes_per_s=row["spikes_per_s"],
+               valid_r2=best["valid_r2"] if best else None)
+
+    model.load_state_dict(best["weights"])
+    model.eval()
+    return {"best_step": best["step"], "valid_r2": best["valid_r2"], "seconds": time.perf_counter() - began}
+
+
+@torch.no_grad()
+def _average(ema: Weights, model: nn.Module, decay: float) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            ema[name].lerp_(value, 1 - decay)
+        else:
+            ema[name].copy_(value)

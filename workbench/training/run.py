@@ -1,0 +1,234 @@
+"""A run is a folder. Whoever can see the folder can watch, stop and resume it; reading it imports no torch.
+
+    recipe.yaml  resolved.json  status.json  metrics.jsonl  log.txt  checkpoints/  model/  baselines/  result.json
+    lock: held by the process that trains · STOP: asks it to save and leave · process.json: what launch started
+
+The states: queued (started, not training yet), running, finished, stopped, failed, and lost: it says running, but
+nobody holds the lock, so it was killed without a word. Stopped, failed and lost runs resume from their checkpoint.
+"""
+
+from __future__ import annotations
+
+import html
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import psutil
+from filelock import FileLock, Timeout
+
+from workbench.errors import WorkbenchError
+from workbench.training import storage
+from workbench.training.launching import launch, start
+from workbench.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from workbench.apps.runs import RunMonitor
+
+__all__ = ["NoRun", "Run", "RunFailed", "launch", "runs"]
+
+ENDED = ("finished", "stopped", "failed", "lost")
+SILENT = 60                                                             # seconds without a beat; where locks fail
+
+
+class NoRun(WorkbenchError, FileNotFoundError):
+    """There is no run in that folder, or it has not come so far."""
+
+
+class RunFailed(WorkbenchError, RuntimeError):
+    """A run ended without a result."""
+
+
+class Run:
+    """A training run, from anywhere. `path`: its folder. Raises NoRun where there is none."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().resolve()
+        if not (self.path / "recipe.yaml").is_file():
+            raise NoRun(f"there is no run at {path} (no recipe.yaml in it); workbench.runs(folder) lists the runs in a "
+                        "folder")
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.load(self.path / "recipe.yaml")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the run said of itself last: state, stage, step, steps, valid_r2, spikes_per_s, time, error."""
+        return storage.read_json(self.path / "status.json") or {"state": "queued"}
+
+    @property
+    def state(self) -> str:
+        """queued, running, finished, stopped, failed or lost."""
+        said = self.status["state"]
+        if said not in ("queued", "running") or self.alive:
+            return self.status["state"]
+        said = self.status["state"]                                     # it may have ended between the two looks
+        return {"running": "lost", "queued": "failed"}.get(said, said)
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process trains here, or was started and is on its way."""
+        return self._locked() or (self.status["state"] == "queued" and self._started())
+
+    @property
+    def error(self) -> str:
+        """Why the run failed, in a sentence; empty where it did not."""
+        state, status = self.state, self.status
+        if state == "lost":
+            return (f"{self.path} was killed without a word at step {status.get('step', 0)}; run.resume() goes on from "
+                    "its newest checkpoint")
+        if state != "failed":
+            return ""
+        if status["state"] == "queued":
+            return f"{self.path} did not start; the end of its log says: {self.log(12).strip() or 'nothing'}"
+        return status.get("error", "")
+
+    def metrics(self) -> pd.DataFrame:
+        """One row a step: loss, lr, grad_norm, spikes_per_s, data_wait (share of the time), now and then valid_r2.
+
+        Rows that a resumed run went over again count once.
+        """
+        return newest_rows(storage.rows(self.path / "metrics.jsonl")[0])
+
+    def log(self, tail: int = 50) -> str:
+        """The last lines of log.txt."""
+        try:
+            text = (self.path / "log.txt").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-tail:])
+
+    def result(self) -> dict[str, Any]:
+        """The final scores on held-out time, those of the baselines, and the protocol. NoRun before the end."""
+        result = storage.read_json(self.path / "result.json")
+        if result is None:
+            raise NoRun(f"{self.path} has no result yet: it is {self.state}; {self._way_out()}")
+        return result
+
+    def model(self) -> nn.Module:
+        """The trained model with its best weights. NoRun before the end of its training."""
+        if not (self.path / "model").is_dir():
+            raise NoRun(f"{self.path} has no final weights yet: it is {self.state}; {self._way_out()}")
+        from workbench import models
+        return models.load(self.path / "model")
+
+    def _way_out(self) -> str:
+        return "run.wait() for it" if self.state in ("queued", "running") else "run.resume() goes on with it"
+
+    def wait(self, timeout: float | None = None) -> Run:
+        """Wait until the run has ended. Interrupting the wait leaves the run alone.
+
+        Raises RunFailed if it failed or was lost, TimeoutError after `timeout` seconds.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while (state := self.state) not in ENDED:
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(f"{self.path} is still {state} after {timeout:g} s")
+            time.sleep(0.1)
+        if state in ("failed", "lost"):
+            raise RunFailed(self.error)
+        return self
+
+    def stop(self) -> Run:
+        """Ask the run to save a checkpoint and leave; it does so at its next step. `resume` goes on from there."""
+        if self.state in ("queued", "running"):
+            storage.write(self.path / "STOP", b"")
+        return self
+
+    def resume(self, on: str = "local") -> Run:
+        """Go on from the newest checkpoint, as if the run had never stopped. A finished run stays as it is."""
+        return self if self.state == "finished" else start(self, on)
+
+    def kill(self) -> Run:
+        """End the run's process at once. Its newest checkpoint stays whole."""
+        process = self._process()
+        if process and self.alive:
+            process.kill()
+            until = time.monotonic() + 10
+            while self.alive and time.monotonic() < until:
+                time.sleep(0.02)
+        return self
+
+    def watch(self) -> RunMonitor:
+        """The live monitor: curves, progress, throughput, a Stop button. The same in a cell and served."""
+        from workbench.apps.runs import RunMonitor
+        return RunMonitor(run=self.path)
+
+    def _locked(self) -> bool:
+        if not (self.path / "lock").exists():
+            return False
+        for _ in range(3):                                              # another reader holds it for an instant only
+            try:
+                with FileLock(self.path / "lock", blocking=False):
+                    return False
+            except Timeout:
+                time.sleep(0.005)
+            except OSError:                                             # a folder to look at, or a disk without locks
+                return time.time() - self.status.get("time", 0) < SILENT
+        return True
+
+    def _process(self) -> psutil.Process | None:
+        """The process that trains or was started to, if it lives on this machine."""
+        said = self.status if self.status.get("pid") else storage.read_json(self.path / "process.json") or {}
+        if said.get("host") != socket.gethostname() or not said.get("pid"):
+            return None
+        try:
+            process = psutil.Process(said["pid"])
+            return None if process.status() == psutil.STATUS_ZOMBIE else process
+        except psutil.Error:
+            return None
+
+    def _started(self) -> bool:
+        known = storage.read_json(self.path / "process.json")
+        young = time.time() - self.status.get("time", 0) < 5            # launch has not written process.json yet
+        return self._process() is not None if known and known["host"] == socket.gethostname() else young
+
+    def _facts(self) -> dict[str, Any]:
+        recipe, status, state = self.recipe, self.status, self.state
+        result = storage.read_json(self.path / "result.json")
+        target = next(iter(result["scores"])) if result else recipe.target
+        data = recipe.data if isinstance(recipe.data, list) else [recipe.data]
+        return {"state": state, "recipe": recipe.name, "model": recipe.model.name,
+                "data": ", ".join(Path(d).name for d in data), "target": target, "step": status.get("step"),
+                "steps": recipe.budget.steps, "valid_r2": status.get("valid_r2"),
+                "test_r2": result["scores"][target]["r2"] if result else None,
+                "started": pd.Timestamp(status["started"], unit="s") if "started" in status else pd.NaT}
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        step = f", step {facts['step']:,} of {facts['steps']:,}" if facts["step"] else ""
+        named = {"validation": facts["valid_r2"], "held-out": facts["test_r2"]}
+        score = "".join(f", {name} R² {value:.3f}" for name, value in named.items() if value is not None)
+        why = f": {self.error}" if facts["state"] in ("failed", "lost") else ""
+        return f"Run {str(self.path)!r} is {facts['state']}: {facts['model']} on {facts['data']}{step}{score}{why}"
+
+    def _repr_html_(self) -> str:
+        facts = {"run": self.path, **self._facts(), "error": self.error}
+        shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in facts.items() if v is not None and v != ""}
+        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(str(k))}</th><td style='text-align:left'>"
+                       f"{html.escape(str(v))}</td></tr>" for k, v in shown.items())
+        return f"<table>{rows}</table>"
+
+
+def newest_rows(rows: list[dict]) -> pd.DataFrame:
+    """Metrics rows as a table by step; where a resumed run goes back, its rows replace those from there on."""
+    rows = [row for row in rows if isinstance(row.get("step"), int)]
+    if not rows:
+        return pd.DataFrame({"step": np.empty(0, int), "loss": np.empty(0)})
+    steps = np.array([row["step"] for row in rows])
+    later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.iinfo(steps.dtype).max)
+    return pd.DataFrame([row for row, keep in zip(rows, steps < later, strict=True) if keep])
+
+
+def runs(folder: str | Path = "runs") -> pd.DataFrame:
+    """The runs in a folder, newest first: one row a run, its path as the index. `Run(path)` opens one."""
+    found = {str(p.parent): Run(p.parent)._facts() for p in Path(folder).glob("*/recipe.yaml")}
+    columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid_r2", "test_r2", "started"]
+    table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("run")
+    return table.sort_values("started", ascending=False)

@@ -1,0 +1,99 @@
+"""Files that survive a kill at any instant: whole files appear in one step, rows are one write each.
+
+    write   bytes → name.tmp<pid> in the same folder → fsync → os.replace
+    append  one row → one unbuffered write, so that a kill can only cut the last line
+    rows    the whole lines of a JSONL file, from a byte offset on; a cut or garbled line is skipped
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write(path: Path, content: bytes | Callable[[BinaryIO], None], *, durable: bool = True) -> None:
+    """Put `content` (bytes, or a function that writes to an open file) at `path` in one step.
+
+    Readers see the old file or the new one. `durable` also waits for the disk, so that a power cut cannot undo it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):                                             # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """JSON that every reader takes: numbers that are not finite become null."""
+    write(path, (json.dumps(as_json(value), indent=2) + "\n").encode(), durable=durable)
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file, None where there is no such file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one row to a JSONL file. A line that a kill cut before is closed first, so that this one stays whole."""
+    with open(path, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        cut = end and (file.seek(end - 1), file.read(1))[1] != b"\n"
+        file.write(b"\n" * bool(cut) + json.dumps(as_json(row)).encode() + b"\n")
+
+
+def rows(path: Path, offset: int = 0) -> tuple[list[dict], int]:
+    """The rows in whole lines from byte `offset` on, and the offset to go on from. A missing file has no rows."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            content = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = content[: content.rfind(b"\n") + 1]
+    found = []
+    for line in whole.splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                found.append(row)
+    return found, offset + len(whole)
+
+
+def as_json(value: Any) -> Any:
+    """Plain lists, dicts and numbers, as they come back from a JSON file."""
+    if isinstance(value, dict):
+        return {str(k): as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    if hasattr(value, "tolist"):                                        # numpy and torch numbers and arrays
+        return as_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,249 @@
+"""One training run, from a recipe to held-out scores. It resumes itself: call it again on the same folder.
+
+    recipe → recordings, split in time → model → fit → model/ (weights) → scores on the test part → scores.json
+           → every baseline, the same way in baselines/<name>/ → result.json
+
+A folder has one writer at a time, the holder of its `lock`. Files appear whole; `status.json` beats every second.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import shutil
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+import workbench
+from workbench import models
+from workbench.analysis import decoding
+from workbench.catalog import open_recording
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.session import Session
+from workbench.training import loop, storage
+from workbench.training.recipe import Recipe
+from workbench.windows import RandomWindows, split
+
+
+class FolderInUse(WorkbenchError, RuntimeError):
+    """Another process writes to this run."""
+
+
+class Reporter:
+    """Writes log.txt and status.json, and passes every step on to a progress bar or to the run that waits for it."""
+
+    def __init__(self, folder: Path, on_step: Callable[[dict], None] | None):
+        self.folder, self.on_step, self.beat = folder, on_step, 0.0
+        old = storage.read_json(folder / "status.json") or {}
+        self.status = {k: old[k] for k in ("started", "step", "steps", "valid_r2") if old.get(k) is not None}
+        self.status.setdefault("started", time.time())
+        self(state="running", pid=os.getpid(), host=socket.gethostname(), stage="opening the recordings")
+
+    def __call__(self, **fields: Any) -> None:
+        """Take over new values; on disk at once when the state or stage changes, else once a second."""
+        self.status |= fields
+        now = time.time()
+        if now - self.beat > 1 or "state" in fields or "stage" in fields:
+            self.beat = now
+            storage.write_json(self.folder / "status.json", {**self.status, "time": now}, durable="state" in fields)
+        if self.on_step:
+            self.on_step(self.status)
+
+    def log(self, message: str) -> None:
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+
+def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None] | None = None,
+          stop_files: tuple[Path, ...] = ()) -> str:
+    """Train, or go on training, the recipe in `folder`; returns 'finished' or 'stopped'.
+
+    It stops, with a checkpoint, as soon as a file STOP is in the folder (or one of `stop_files` is there).
+    `on_step` gets the content of status.json at every step. Raises FolderInUse, and whatever training raises.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stop_files = (*stop_files, folder / "STOP")
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=3)                                         # a reader that looks holds it for an instant
+    except Timeout:
+        raise FolderInUse(f"another process is training in {folder}; wait for it, stop it, or choose another folder") \
+            from None
+    try:
+        report = Reporter(folder, on_step)
+        try:
+            result = _run(recipe, folder, report, stop_files)
+            storage.write_json(folder / "result.json", result)
+            report.log("finished")
+            report(state="finished", stage="finished")
+            return "finished"
+        except loop.Stopped:
+            report(state="stopped", stage="stopped")
+            return "stopped"
+        except KeyboardInterrupt:
+            report.log("interrupted; what came after the newest checkpoint is lost")
+            report(state="stopped", stage="interrupted")
+            raise
+        except Exception as error:
+            known = isinstance(error, WorkbenchError)
+            report.log(str(error) if known else traceback.format_exc())
+            report(state="failed", error=str(error) if known else f"{type(error).__name__}: {error}")
+            raise
+    finally:
+        lock.release()
+
+
+def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path, ...]) -> dict[str, Any]:
+    if not (folder / "recipe.yaml").exists():
+        recipe.save(folder / "recipe.yaml")
+    own = storage.read_json(folder / "scores.json")
+    if own is None:
+        own = _learn(recipe, folder, report, lambda: any(f.exists() for f in stop_files))
+        storage.write_json(folder / "scores.json", own)
+    baselines = {}
+    for name in recipe.baselines:
+        place = folder / "baselines" / name
+        done = (place / "result.json").exists() or \
+            train(recipe.baseline(name), place, on_step=_relay(name, report), stop_files=stop_files) == "finished"
+        if not done:
+            raise loop.Stopped
+        baselines[name] = storage.read_json(place / "result.json")["scores"]
+    return {"scores": own["scores"], "baselines": baselines, "protocol": own["protocol"]}
+
+
+def _relay(name: str, report: Reporter) -> Callable[[dict], None]:
+    """A baseline's steps, told as its parent's: the parent's heart beats while its baselines train."""
+    def tell(status: dict) -> None:
+        stage = {"stage": f"baseline {name}: {status['stage']}"}
+        report(baseline_step=status.get("step"), baseline_steps=status.get("steps"),
+               **(stage if stage["stage"] != report.status["stage"] else {}))
+    return tell
+
+
+def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[], bool]) -> dict[str, Any]:
+    """Fit one model and score it on held-out time: {scores, protocol}."""
+    sessions = [open_recording(name) for name in ([recipe.data] if isinstance(recipe.data, str) else recipe.data)]
+    target = _target(recipe, sessions)
+    parts = [split(s, test=recipe.split.test, valid=recipe.split.valid) for s in sessions]
+    train_parts, valid_parts, test_parts = ([p[name] for p in parts] for name in ("train", "valid", "test"))
+
+    settled = storage.read_json(folder / "resolved.json") or {}
+    threads = recipe.threads or settled.get("threads") or torch.get_num_threads()
+    device = recipe.device or settled.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    with _machine(threads, recipe.seed):
+        # Whatever a model takes from the recording (rates, the scale of the target), it takes from the training part.
+        model = models.build(recipe.model.name, [s.within(part) for s, part in zip(sessions, train_parts, strict=True)],
+                             target=target, **recipe.model.settings)
+        solved = hasattr(model, "fit")
+        duration = None if solved else recipe.batch.duration or model.window
+        resolved = {
+            "target": target, "duration": duration, "threads": threads, "device": device,
+            "model": {"name": recipe.model.name, **_settings(model)},
+            "recordings": [{"id": s.id, "dataset": s.dataset, "simulated": s.simulated, "units": len(s.units),
+                            "spikes": len(s.spike_times)} for s in sessions],
+            "split": {s.id: {k: v.round(6) for k, v in p.items()} for s, p in zip(sessions, parts, strict=True)},
+            "versions": {"workbench": workbench.__version__, "torch": torch.__version__, "numpy": np.__version__,
+                         "python": platform.python_version()},
+        }
+        _settle(folder, resolved, settled, report)
+
+        if solved:
+            report(stage="solving")
+            began = time.perf_counter()
+            chosen = model.fit(sessions, train_parts, valid_parts)
+            found = {"chosen": chosen, "seconds": time.perf_counter() - began}
+        else:
+            report(stage="training")
+            model = model.to(device)
+            windows = RandomWindows(sessions, train_parts, duration=duration, batch_size=recipe.batch.size,
+                                    seed=recipe.seed, targets=(target,))
+            found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
+                             evaluate=lambda m: decoding.score(m, sessions, valid_parts, target, causal=False)["r2"])
+        report(stage="scoring held-out time")
+        _save_model(model, folder / "model")
+        scores = dict(decoding.score(model, sessions, test_parts, target))
+
+    protocol = {
+        "recordings": resolved["recordings"], "simulated": any(s.simulated for s in sessions), "target": target,
+        "split": resolved["split"], "windows": {"duration": duration, "batch_size": recipe.batch.size},
+        "scoring": scores.pop("protocol", None), "seed": recipe.seed, "steps": None if solved else recipe.budget.steps,
+        "best_step": found.get("best_step"), "valid_r2": found.get("valid_r2"),
+        "chosen": found.get("chosen"),
+        "parameters": sum(p.numel() for p in model.parameters()), "wall_s": round(found["seconds"], 2),
+        "machine": {"threads": threads, "device": device, "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": resolved["versions"],
+    }
+    return {"scores": {target: scores}, "protocol": protocol}
+
+
+def _settings(model: torch.nn.Module) -> dict[str, Any]:
+    """The settings that a model ended up with. Its lists of names are with its weights, in model/config.json."""
+    config = getattr(model, "_hub_mixin_config", None) or {}
+    return {k: v for k, v in config.items() if not (isinstance(v, list | tuple) and any(isinstance(i, str) for i in v))}
+
+
+def _target(recipe: Recipe, sessions: list[Session]) -> str:
+    """The series to decode; every session has to have it."""
+    there = set.intersection(*(set(s.series) for s in sessions))
+    if recipe.target is None:
+        if len(there) == 1:
+            return there.pop()
+        listed = ", ".join(sorted(there)) or "none"
+        raise WorkbenchError(f"the recipe names no target and the recordings share {len(there)} series ({listed}); say "
+                             "target=NAME")
+    for session in sessions:
+        if recipe.target not in session.series:
+            raise UnknownName("series", recipe.target, session.series, where=f"session {session.id!r}",
+                              hint="say target=NAME")
+    return recipe.target
+
+
+def _settle(folder: Path, resolved: dict, settled: dict, report: Reporter) -> None:
+    """Write down what was taken from the recording; on a resume, refuse to go on with something else."""
+    resolved = storage.as_json(resolved)
+    if settled:
+        changed = [k for k in resolved if k != "versions" and resolved[k] != settled.get(k)]
+        if changed:
+            raise WorkbenchError(f"{folder} was started with another {', '.join(changed)} (see its resolved.json), so "
+                                 "it cannot go on; start a new run in another folder")
+        if resolved["versions"] != settled["versions"]:
+            report.log(f"resumed with other versions ({resolved['versions']}): the last digits may differ")
+    else:
+        storage.write_json(folder / "resolved.json", resolved)
+
+
+def _save_model(model: torch.nn.Module, folder: Path) -> None:
+    """The final weights appear as a whole folder."""
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    for place in (unfinished, folder):                                  # left by a kill while scoring
+        shutil.rmtree(place, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    os.replace(unfinished, folder)
+
+
+@contextmanager
+def _machine(threads: int, seed: int) -> Iterator[None]:
+    """The threads and random generators of a run, and then those of the kernel again where it runs in one."""
+    before = torch.get_num_threads(), torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_rng_state(before[1])
+        np.random.set_state(before[2])
+        random.setstate(before[3])
