@@ -13,7 +13,7 @@ waits for torch. Files: `workbench.sources.nwb` and `workbench.sources.hdf5`, re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +21,14 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import BadRecording, UnknownName
+from workbench.validity import check, intervals_of, numbers, series_of
 
 
 class Series(NamedTuple):
-    """A signal beside the spikes. times [T] seconds, increasing; values [T, D]; unit of measure; column names."""
+    """A signal beside the spikes. times [T] seconds, increasing; values [T, D]; unit of measure; column names.
+
+    Columns named as the units' ids (dF/F, one column a cell) are selected with the units.
+    """
 
     times: np.ndarray
     values: np.ndarray
@@ -33,8 +37,20 @@ class Series(NamedTuple):
 
     @property
     def interval(self) -> float:
-        """Median time between two samples, in seconds."""
-        return float(np.median(np.diff(self.times))) if len(self.times) > 1 else float("nan")
+        """Median time between two samples, in seconds, to the nanosecond."""
+        return round(float(np.median(np.diff(self.times))), 9) if len(self.times) > 1 else float("nan")
+
+    @property
+    def rate(self) -> float | None:
+        """Samples per second where every sample lies on a regular grid, to a millionth of its step; else None."""
+        n = len(self.times)
+        if n < 2 or not self.times[-1] > self.times[0]:
+            return None
+        measured = (n - 1) / float(self.times[-1] - self.times[0])
+        for rate in (float(f"{measured:.9g}"), measured):               # 19.99999999998 was meant as 20
+            if (np.abs((self.times - self.times[0]) * rate - np.arange(n)) < 1e-6).all():
+                return rate
+        return None
 
 
 def _no_events() -> pd.DataFrame:
@@ -46,7 +62,7 @@ class Session:
     """One recording. Frozen: every method that changes something returns a new session.
 
     Raises BadRecording, in one sentence, for spikes that are unsorted, not finite, of unknown units, or whose times
-    cannot be seconds.
+    cannot be seconds. `checked` spares that scan to whoever knows that the arrays come from a valid session.
     """
 
     id: str
@@ -68,20 +84,21 @@ class Session:
     simulated: bool = False                                             # shown wherever the session is shown
     resolution: float = 0.0                                             # spike times know nothing finer, s; 0: unknown
     truth: Mapping[str, np.ndarray] = field(default_factory=dict)       # a simulation's ground truth
+    checked: InitVar[bool] = False
 
-    def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)
-        put("spike_times", np.asarray(self.spike_times, np.float64))
-        put("spike_units", np.asarray(self.spike_units, np.int32))
-        put("units", _unit_table(self.units))
-        put("series", dict(self.series))
-        _check(self)
+    def __post_init__(self, checked: bool):
+        def put(name, value):
+            object.__setattr__(self, name, value)
+
+        put("spike_times", numbers(self, "spike_times", np.float64))
+        put("spike_units", numbers(self, "spike_units", np.int32))
+        put("units", self.units.reset_index(drop=True) if checked else _unit_table(self.units))
+        put("series", dict(self.series) if checked else {n: Series(*series_of(self, n)) for n in self.series})
+        if not checked:
+            check(self)
         if self.intervals is None:
             put("intervals", _extent(self))
-        put("intervals", np.asarray(self.intervals, np.float64).reshape(-1, 2))
-        if len(self.intervals) and not (np.isfinite(self.intervals).all() and (np.diff(self.intervals) >= 0).all()):
-            raise BadRecording(f"{self.id}: an interval ends before it starts or is not finite; give [start, stop] rows "
-                               "in seconds")
+        put("intervals", intervals_of(self))
 
     def __repr__(self) -> str:
         regions = self.units["region"].nunique()
@@ -130,19 +147,21 @@ class Session:
         intervals = np.asarray(intervals, np.float64).reshape(-1, 2)
         valid = overlap(self.intervals, intervals)
         if not len(valid):
-            raise BadRecording(f"{self.id}: no valid recording inside {intervals.round(3).tolist()} s; it is valid from "
-                               f"{self.start:.3f} to {self.stop:.3f} s")
+            raise BadRecording(f"{self.id}: no valid recording inside {intervals.round(3).tolist()} s; it is valid "
+                               f"from {self.start:.3f} to {self.stop:.3f} s")
         keep = inside(self.spike_times, intervals)
-        whole = lambda table: table[_wholly_inside(table, intervals)].reset_index(drop=True)
         cut = {}
         for name, s in self.series.items():
             rows = inside(s.times, intervals)
             cut[name] = s._replace(times=s.times[rows], values=s.values[rows])
         return replace(self, spike_times=self.spike_times[keep], spike_units=self.spike_units[keep], intervals=valid,
-                       series=cut, trials=whole(self.trials), stimuli=whole(self.stimuli))
+                       series=cut, trials=_wholly_inside(self.trials, intervals),
+                       stimuli=_wholly_inside(self.stimuli, intervals), checked=True)
 
     def select(self, units) -> Session:
         """The session with only some units, in table order: a boolean mask, row numbers, ids, or a query of `units`.
+
+        `truth` stays whole, in the order of the units that the recording was made with.
 
         >>> session.select("region == 'M1' and firing_rate > 1")
         """
@@ -150,8 +169,11 @@ class Session:
         new = np.full(len(self.units), -1, np.int32)
         new[rows] = np.arange(len(rows), dtype=np.int32)
         keep = new[self.spike_units] >= 0
+        ids = tuple(self.units["id"])
+        cut = {name: s._replace(values=s.values[:, rows], columns=tuple(ids[row] for row in rows))
+               if ids and tuple(s.columns) == ids else s for name, s in self.series.items()}
         return replace(self, spike_times=self.spike_times[keep], spike_units=new[self.spike_units[keep]],
-                       units=self.units.iloc[rows])
+                       units=self.units.iloc[rows], series=cut, checked=True)
 
     # Files. Imported where used: a session in memory needs neither pynwb nor h5py.
 
@@ -200,22 +222,26 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The intervals [n, 2] that lie both in `a` and in `b` (each sorted and disjoint)."""
     if not len(a) or not len(b):
         return np.empty((0, 2))
-    starts, stops = np.maximum(a[:, None, 0], b[None, :, 0]), np.minimum(a[:, None, 1], b[None, :, 1])
-    keep = starts < stops
-    both = np.stack([starts[keep], stops[keep]], axis=1)
-    return both[np.argsort(both[:, 0])]
+    first = np.searchsorted(b[:, 1], a[:, 0], side="right")             # the first of b that ends after a starts
+    count = np.maximum(np.searchsorted(b[:, 0], a[:, 1], side="left") - first, 0)
+    of_a = np.repeat(np.arange(len(a)), count)
+    of_b = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
+    both = np.stack([np.maximum(a[of_a, 0], b[of_b, 0]), np.minimum(a[of_a, 1], b[of_b, 1])], axis=1)
+    return both[both[:, 0] < both[:, 1]]
 
 
-def _wholly_inside(table: pd.DataFrame, intervals: np.ndarray) -> np.ndarray:
+def _wholly_inside(table: pd.DataFrame, intervals: np.ndarray) -> pd.DataFrame:
     at = np.searchsorted(intervals[:, 0], table["start"].to_numpy(), side="right") - 1
-    return (at >= 0) & (table["stop"].to_numpy() <= intervals[np.maximum(at, 0), 1])
+    keep = (at >= 0) & (table["stop"].to_numpy() <= intervals[np.maximum(at, 0), 1])
+    return table[keep].reset_index(drop=True)
 
 
 def _unit_table(units: pd.DataFrame) -> pd.DataFrame:
     units = units.reset_index(drop=True)
     if "id" in units:
         units = units.assign(id=units["id"].astype(str))
-    return units if "region" in units else units.assign(region="unknown")
+    known = units["region"].fillna("unknown").astype(str) if "region" in units else "unknown"
+    return units.assign(region=known)
 
 
 def _extent(session: Session) -> np.ndarray:
@@ -240,7 +266,7 @@ def _unit_rows(session: Session, units) -> np.ndarray:
                                "truth value a unit")
         return np.flatnonzero(units)
     if units.dtype.kind in "iu":
-        if len(units) and not (0 <= units.min() and units.max() < len(session.units)):
+        if len(units) and (units.min() < 0 or units.max() >= len(session.units)):
             raise BadRecording(f"{session.id}: unit rows run from 0 to {len(session.units) - 1}, not {units.min()} to "
                                f"{units.max()}")
         return np.unique(units)
@@ -248,52 +274,4 @@ def _unit_rows(session: Session, units) -> np.ndarray:
     for u in units:
         if str(u) not in at:
             raise UnknownName("unit", u, at, where=f"session {session.id!r}")
-    return np.unique([at[str(u)] for u in units])
-
-
-def _check(session: Session) -> None:
-    name, times, rows, n = session.id, session.spike_times, session.spike_units, len(session.units)
-    if "id" not in session.units:
-        raise BadRecording(f"{name}: the unit table has no column 'id'; give every unit an id unique in the session")
-    if session.units["id"].duplicated().any():
-        twice = session.units["id"][session.units["id"].duplicated()].iloc[0]
-        raise BadRecording(f"{name}: two units share the id {twice!r}; ids must be unique in a session")
-    if times.ndim != 1 or times.shape != rows.shape:
-        raise BadRecording(f"{name}: spike_times {times.shape} and spike_units {rows.shape} must be two lists of the same "
-                           "length")
-    if len(times):
-        if not np.isfinite(times).all():
-            raise BadRecording(f"{name}: {int((~np.isfinite(times)).sum()):,} of {len(times):,} spike times are not finite "
-                               f"(the first at spike {int(np.flatnonzero(~np.isfinite(times))[0]):,}); remove them")
-        back = np.flatnonzero(np.diff(times) < 0)
-        if len(back):
-            i = int(back[0])
-            raise BadRecording(f"{name}: spike times are not sorted ({times[i + 1]:.6g} s follows {times[i]:.6g} s at spike "
-                               f"{i + 1:,}); sort them, and the unit of each with them, by time")
-        if rows.min() < 0 or rows.max() >= n:
-            raise BadRecording(f"{name}: spikes name unit row {int(rows.min() if rows.min() < 0 else rows.max())}, but the "
-                               f"table has rows 0 to {n - 1}")
-        _check_seconds(session)
-    for key, s in session.series.items():
-        if s.values.ndim != 2 or len(s.times) != len(s.values):
-            raise BadRecording(f"{name}: series {key!r} has times {s.times.shape} and values {s.values.shape}; give times "
-                               "[T] and values [T, D]")
-        if len(s.times) and not (np.isfinite(s.times).all() and (np.diff(s.times) > 0).all()):
-            raise BadRecording(f"{name}: the times of series {key!r} do not increase; sort them and drop repeats")
-    for key in ("trials", "stimuli"):
-        if not {"start", "stop"} <= set(getattr(session, key).columns):
-            raise BadRecording(f"{name}: the table {key!r} needs the columns 'start' and 'stop', in seconds")
-
-
-def _check_seconds(session: Session) -> None:
-    """Times in samples or milliseconds give sessions of days, or units that never fire twice within half a second."""
-    times, rows = session.spike_times, session.spike_units
-    span = float(times[-1] - times[0])
-    if span > 48 * 3600:
-        raise BadRecording(f"{session.id}: spike times span {span:,.0f} 's', over 48 hours, so they are probably samples or "
-                           "milliseconds; divide them by the sampling rate, or by 1000, to have seconds")
-    counts = np.bincount(rows, minlength=len(session.units))
-    gaps = [np.diff(times[rows == unit]).min() for unit in np.argsort(-counts)[:5] if counts[unit] >= 200]
-    if len(gaps) and min(gaps) >= 0.5:
-        raise BadRecording(f"{session.id}: no unit fires twice within {min(gaps):.3g} 's', so the spike times are probably "
-                           "milliseconds or samples; divide them by 1000, or by the sampling rate, to have seconds")
+    return np.unique(np.array([at[str(u)] for u in units], np.intp))
