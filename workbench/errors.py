@@ -23,3 +23,27 @@ class UnknownName(WorkbenchError, LookupError):
         more = f" and {len(known) - 12} more" if not near and len(known) > 12 else ""
         tail = f"{says} {', '.join(listed)}{more}" if listed else "there are none"
         super().__init__(f"no {kind} {str(name)!r}{' in ' + where if where else ''}; {tail}{'; ' + hint if hint else ''}")
+
+
+class DatasetNotAvailable(WorkbenchError):
+    """A dataset that the catalog knows and this computer does not hold: where it was looked for, how to get it."""
+
+
+class NoNetwork(DatasetNotAvailable):
+    """The server did not answer."""
+
+
+class NeedsAccount(DatasetNotAvailable):
+    """The server wants to know who asks."""
+
+
+class NeedsExtra(DatasetNotAvailable):
+    """A dataset whose reader needs a package that is not installed."""
+
+
+class ManualDownload(DatasetNotAvailable):
+    """A dataset that only a person can fetch: the steps."""
+
+
+class FileDamaged(DatasetNotAvailable):
+    """A downloaded file that is not the one that was promised."""

@@ -1,0 +1,93 @@
+"""A recording of the catalog, converted once and opened from the cache afterwards.
+
+    file → Session → what the catalog knows is added → <cache>/<dataset>/<session>.<key>.h5 → Session, memory-mapped
+
+The key is made of the file's path, size and time, of what the catalog says about it, and of the code that reads it;
+when one changes, a new copy is made and the old one removed. HDF5 files in our own layout are opened as they are.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+import warnings
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from workbench.catalog_file import Dataset
+from workbench.errors import BadRecording, NeedsExtra
+from workbench.files import existing
+from workbench.places import cache_folder
+from workbench.session import Session
+
+
+def opened(dataset: Dataset, session: str, path: Path) -> Session:
+    """The session in `path`, from its converted copy where there is one, else converted now.
+
+    Raises NeedsExtra, and BadRecording for a file that cannot be read. A damaged copy, or a cache that cannot be
+    written, is told as a warning and costs only time.
+    """
+    if dataset.loader == "hdf5" or (dataset.loader == "by_suffix" and path.suffix != ".nwb"):
+        return labelled(Session.open(path), dataset)
+    folder = cache_folder(dataset.id)
+    name = re.sub(r"[^\w+-]", "_", session)
+    copy = folder / f"{name}.{_key(dataset, path)}.h5"
+    if copy.is_file():
+        try:
+            return Session.open(copy)
+        except BadRecording as error:
+            warnings.warn(f"the converted copy of {path} is damaged and made anew ({error})", stacklevel=3)
+            copy.unlink()
+    _check_extras(dataset)
+    try:
+        made = labelled(Session.from_nwb(existing(path), **dataset.loader_options), dataset)
+    except TypeError as error:
+        raise BadRecording(f"the loader of dataset {dataset.id!r} does not take its loader_options ({error}); correct "
+                           "them in the catalog file") from error
+    try:
+        made.save(copy)
+    except BadRecording as error:
+        warnings.warn(f"no converted copy of {path} was kept, so it is read anew each time ({error}); another cache "
+                      "folder can be named in WORKBENCH_CACHE", stacklevel=3)
+        return made
+    for old in folder.glob(f"{glob.escape(name)}.*.h5"):
+        if old != copy:
+            with suppress(OSError):                                     # in use elsewhere
+                old.unlink()
+    return Session.open(copy)
+
+
+def labelled(session: Session, dataset: Dataset) -> Session:
+    """The session with the dataset's name, and what the catalog knows where the file is silent."""
+    known = {"species": dataset.species, "license": dataset.license, "citation": dataset.citation,
+             "task": ", ".join(dataset.tasks)}
+    return replace(session, dataset=dataset.id, checked=True,
+                   **{name: text for name, text in known.items() if text and not getattr(session, name)})
+
+
+def _key(dataset: Dataset, path: Path) -> str:
+    about = path.stat()
+    parts = [str(path.resolve()), about.st_size, about.st_mtime_ns, dataset.model_dump(mode="json"), _code()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+@cache
+def _code() -> str:
+    """A digest of the code between a file and its copy: a changed reader makes a changed recording."""
+    here = Path(__file__).parent
+    readers = [here / "session.py", *sorted(p for p in (here / "sources").glob("*.py") if p.stem != "simulated")]
+    return hashlib.sha256(b"".join(p.read_bytes() for p in readers if p.is_file())).hexdigest()
+
+
+def _check_extras(dataset: Dataset) -> None:
+    for extra in dataset.extras:
+        try:
+            version(re.split(r"[\[<>=!~; ]", extra)[0])
+        except PackageNotFoundError:
+            raise NeedsExtra(f"dataset {dataset.id!r} is read with a package that is not installed; run: "
+                             f"pip install '{extra}'") from None

@@ -1,0 +1,107 @@
+"""Where the files of a dataset are: in the user's folders, in the cache, or on a server.
+
+    Dataset → {session name: Path of a file that is here, or Remote that can be fetched}
+
+Nothing is downloaded here; only the list of a dandiset's files is asked for, when the caller says so, and kept.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from pathlib import Path
+
+import pooch
+
+from workbench.catalog_file import Dandi, Dataset, Http, Local
+from workbench.files import replacing
+from workbench.sources import dandi
+from workbench.sources.download import Remote
+
+SUFFIXES = (".nwb", ".h5", ".hdf5")
+
+
+def cache_folder(dataset: str) -> Path:
+    """Where downloads and conversions of a dataset are kept: under WORKBENCH_CACHE, or the user's cache folder."""
+    base = os.environ.get("WORKBENCH_CACHE")
+    return (Path(base).expanduser().absolute() if base else Path(pooch.os_cache("spike-workbench"))) / dataset
+
+
+def places(dataset: str) -> list[Path]:
+    """The folders where files of a dataset are looked for, in this order."""
+    own = os.environ.get("WORKBENCH_DATA")
+    return [*([Path(own).expanduser().absolute() / dataset] if own else []), cache_folder(dataset) / "files"]
+
+
+def files_of(dataset: Dataset, beside: Path, listing: bool = False) -> dict[str, Path | Remote]:
+    """Session name → file. `beside`: the catalog file's folder. `listing`: the archive may be asked for its list."""
+    files = _of(dataset.access, dataset.id, beside, listing)
+    if dataset.sample and dataset.sample.access:
+        files |= _of(dataset.sample.access, dataset.id, beside, listing)
+    return files
+
+
+def recordings_at(path: Path) -> list[Path]:
+    """The recordings that a path means: the file, those directly in the folder, those that match the glob."""
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+    found = (Path(p) for p in glob.glob(str(path), recursive=True))
+    return sorted(p for p in found if p.is_file() and p.suffix in SUFFIXES)
+
+
+def _of(access, name: str, beside: Path, listing: bool) -> dict[str, Path | Remote]:
+    if isinstance(access, Local):
+        folder = Path(os.environ.get(access.env) or beside) if access.env else beside
+        return _named([p for path in access.path for p in recordings_at(folder / Path(path).expanduser())])
+    if isinstance(access, Http):
+        remote = [Remote(path, f"{access.base_url.rstrip('/')}/{path}", f.bytes, f.sha256)
+                  for path, f in access.files.items()]
+        return _here(_sessions(remote, access.sessions), name)
+    if isinstance(access, Dandi):
+        return _here(_sessions(_listed(access, name, listing), access.sessions), name)
+    return _named([p for place in places(name) for p in recordings_at(place / "**" / "*")])
+
+
+def _sessions(remote: list[Remote], named: dict[str, str]) -> dict[str, Remote]:
+    """The session names of files. A named file that no list tells of yet has no address."""
+    by_path = {r.path: r for r in remote}
+    if named:
+        return {session: by_path.get(path, Remote(path, "")) for session, path in named.items()}
+    paths = _named([Path(r.path) for r in remote])
+    return {session: by_path[path.as_posix()] for session, path in paths.items()}
+
+
+def _here(remote: dict[str, Remote], name: str) -> dict[str, Path | Remote]:
+    """The same, with the path in place of what is on this computer already."""
+    def look(r: Remote) -> Path | Remote:
+        tries = [p for place in places(name) for p in (place / r.path, place / Path(r.path).name)]
+        return next((p for p in tries if p.is_file()), r)
+    return {session: look(r) for session, r in remote.items()}
+
+
+def _listed(access: Dandi, name: str, ask: bool) -> list[Remote]:
+    """What the archive holds, from the list that was kept (a published version never changes), or asked for."""
+    asked = [access.dandiset, access.version, access.glob]
+    kept = cache_folder(name) / "listing.json"
+    if kept.is_file() and not (ask and access.version == "draft"):
+        try:
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            if found["asked"] == asked:
+                return [Remote(*f) for f in found["files"]]
+        except (ValueError, KeyError, TypeError):
+            pass                                                        # damaged: ask again
+    if not ask:
+        return []
+    files = dandi.assets(*asked)
+    with replacing(kept) as temporary:
+        temporary.write_text(json.dumps({"asked": asked, "files": files}), encoding="utf-8")
+    return files
+
+
+def _named(paths: list[Path]) -> dict[str, Path]:
+    """Name → path: the file's name without its suffix; where two are alike, with the folder before it."""
+    stems = [p.stem for p in paths]
+    return {p.stem if stems.count(p.stem) == 1 else f"{p.parent.name}-{p.stem}": p for p in paths}

@@ -1,0 +1,169 @@
+"""One file from the network to the disk, whole and checked, or not at all.
+
+    Remote → `name.part`, continued where it was cut → size and sha256 → `name`, in one step
+
+What has the final name is complete. Two processes that want the same file wait for each other.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pooch
+import requests
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from workbench.errors import DatasetNotAvailable, FileDamaged, NeedsAccount, NoNetwork
+
+TIMEOUT = (10, 60)                              # s, to connect and between two reads
+TRIES = 3                                       # in a row without one new byte
+BACK_OFF = 1.0                                  # s before the second try, doubled for each further one
+SPARE = 200_000_000                             # bytes of disk that are left alone
+
+
+class Remote(NamedTuple):
+    """A file on a server: its path in the dataset, url, size in bytes (None: not known), sha256 ("": not known)."""
+
+    path: str
+    url: str
+    size: int | None = None
+    sha256: str = ""
+
+
+def fetch(remote: Remote, target: Path) -> Path:
+    """Download to `target`, unless it is there. A cut download is kept as `.part` and continued by the next call.
+
+    Raises NoNetwork, NeedsAccount, FileDamaged or DatasetNotAvailable (no room, no such file, folder not writable).
+    """
+    if target.is_file():
+        return target
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not target.is_file():
+                _download(remote, part)
+                _check(remote, part)
+                os.replace(part, target)
+    except requests.RequestException as error:
+        raise NoNetwork(f"cannot reach {_host(remote.url)} for {remote.path} ({_reason(error)}); check the network and "
+                        "try again, what has arrived is kept") from None
+    except OSError as error:
+        raise DatasetNotAvailable(f"cannot write {target} ({error.strerror or error}); choose another cache folder "
+                                  "with WORKBENCH_CACHE") from None
+    return target
+
+
+def get_json(url: str, params: dict | None = None) -> dict:
+    """The JSON that a server answers with; the errors of `fetch`."""
+    for attempt in range(TRIES):
+        try:
+            response = requests.get(url, params=params, timeout=TIMEOUT)
+            _refuse(response, url)
+            return response.json()
+        except requests.RequestException as error:
+            if attempt + 1 == TRIES:
+                raise NoNetwork(f"cannot reach {_host(url)} ({_reason(error)}); check the network and try again, or "
+                                "use a dataset that is on this computer, such as 'reach-sim'") from None
+            time.sleep(BACK_OFF * 2 ** attempt)
+
+
+def megabytes(size: int | None) -> str:
+    """A size in bytes as people say it."""
+    if size is None:
+        return "size unknown"
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _download(remote: Remote, part: Path) -> None:
+    failures, most = 0, _size(part)
+    while True:
+        _check_room(remote, part)
+        try:
+            return _continue(remote, part)
+        except requests.RequestException:
+            arrived = _size(part) > most
+            failures, most = 0 if arrived else failures + 1, max(most, _size(part))
+            if failures == TRIES:
+                raise
+            time.sleep(BACK_OFF * 2 ** max(failures - 1, 0))
+
+
+def _continue(remote: Remote, part: Path) -> None:
+    """Append to `part` what is missing; ConnectionError if the connection ends early."""
+    have = _size(part)
+    if remote.size is not None and have == remote.size:
+        return
+    # No compression on the way: byte positions must be those of the file.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416:
+            part.unlink()
+            raise requests.ConnectionError("the server has fewer bytes than were kept")
+        _refuse(response, remote.url)
+        if response.status_code != 206:
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = remote.size if remote.size is not None else have + int(length) if length else None
+        with open(part, "ab" if have else "wb") as file, tqdm(
+                desc=Path(remote.path).name, total=total, initial=have, unit="B", unit_scale=True) as bar:
+            for chunk in response.iter_content(1 << 18):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and _size(part) < total:
+        raise requests.ConnectionError(f"the connection ended after {_size(part):,} of {total:,} bytes")
+
+
+def _check(remote: Remote, part: Path) -> None:
+    got, expected = _size(part), remote.size
+    if expected is None or got == expected:
+        got, expected = pooch.file_hash(str(part), alg="sha256") if remote.sha256 else "", remote.sha256
+    if got != expected:
+        part.unlink()
+        what = "sha256" if isinstance(got, str) else "bytes"
+        raise FileDamaged(f"{remote.path} from {_host(remote.url)} is not the file that was promised ({what} {got}, "
+                          f"not {expected}) and was removed; download it again; if that happens twice, the file "
+                          "has changed at its source")
+
+
+def _check_room(remote: Remote, part: Path) -> None:
+    if remote.size is None:
+        return
+    free, needed = shutil.disk_usage(part.parent).free, remote.size - _size(part)
+    if needed + SPARE > free:
+        raise DatasetNotAvailable(f"{remote.path} needs {megabytes(needed)} more and {part.parent} has "
+                                  f"{megabytes(free)} free; make room, or name a larger disk in WORKBENCH_CACHE")
+
+
+def _refuse(response: requests.Response, url: str) -> None:
+    """Raise for an answer that is no content; those that may pass are RequestExceptions, and tried again."""
+    code = response.status_code
+    if code in (401, 403):
+        raise NeedsAccount(f"{_host(url)} gives {url} only to people it knows (HTTP {code}); ask for access at its "
+                           "site and put the file where the dataset is looked for")
+    if 400 <= code < 500 and code not in (408, 429):
+        raise DatasetNotAvailable(f"{_host(url)} has nothing at {url} (HTTP {code}); correct the catalog entry")
+    response.raise_for_status()
+
+
+def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.HTTPError):
+        return f"HTTP {error.response.status_code}"
+    return str(error) if str(error).startswith("the ") else "no connection"
+
+
+def _host(url: str) -> str:
+    return url.split("/")[2] if url.count("/") >= 2 else url
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
