@@ -82,7 +82,8 @@ def new_folder(name: str, under: str | Path = "runs") -> Path:
 def _here(run: Run) -> None:
     """In this process, under a progress bar."""
     from workbench.training.trainer import train
-    with interrupt_stops(run), _bar() as show:
+    shown = _bar if sys.stderr.isatty() or "ipykernel" in sys.modules else _lines
+    with interrupt_stops(run), shown() as show:
         train(run.recipe, run.path, on_step=show)
 
 
@@ -149,16 +150,41 @@ def interrupt_stops(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _bar() -> Iterator[Any]:
+    """A progress bar, for a terminal or a cell."""
     from tqdm.auto import tqdm
-    quiet = not sys.stderr.isatty() and "ipykernel" not in sys.modules
-    with tqdm(unit="step", mininterval=20 if quiet else 0.2, dynamic_ncols=True) as bar:
+    with tqdm(unit="step", mininterval=0.2, dynamic_ncols=True) as bar:
         def show(status: dict[str, Any]) -> None:
-            stage, step = status.get("stage", ""), status.get("baseline_step", status.get("step"))
+            stage, step, steps = _progress(status)
             if bar.desc != f"{stage}: ":
-                bar.set_description(stage, refresh=not quiet)
-                bar.reset(total=status.get("baseline_steps", status.get("steps")))
+                bar.set_description(stage)
+                bar.reset(total=steps)
+            bar.total = steps
             if step is not None:
-                shown = {name: status.get(key) for key, name in (("loss", "loss"), ("valid_r2", "valid R²"))}
-                bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False)
+                bar.set_postfix_str(_scores(status), refresh=False)
                 bar.update(step - bar.n)
         yield show
+
+
+@contextmanager
+def _lines() -> Iterator[Any]:
+    """A line now and then, where stderr is a file."""
+    last: dict[str, Any] = {"stage": "", "time": 0.0}
+
+    def show(status: dict[str, Any]) -> None:
+        stage, step, steps = _progress(status)
+        if stage != last["stage"] or time.monotonic() - last["time"] > 20:
+            last.update(stage=stage, time=time.monotonic())
+            at = f", step {step:,} of {steps:,}, {_scores(status)}" if step and steps else ""
+            print(f"{stage}{at}", file=sys.stderr, flush=True)
+    yield show
+
+
+def _progress(status: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    stage = status.get("stage", "")
+    kind = "baseline_" if stage.startswith("baseline") else ""
+    return stage, status.get(f"{kind}step"), status.get(f"{kind}steps")
+
+
+def _scores(status: dict[str, Any]) -> str:
+    shown = {name: status.get(key) for key, name in (("loss", "loss"), ("valid_r2", "validation R²"))}
+    return ", ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None)

@@ -116,7 +116,7 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         adam.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip or math.inf)
-        row = {name: float(value) for name, value in losses.items()} | {"grad_norm": float(norm)}
+        row = {name: value.item() for name, value in losses.items()} | {"grad_norm": norm.item()}
         if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
             raise Diverged(f"the loss became {row['loss']} (gradient norm {row['grad_norm']}) at step {step + 1} with "
                            f"learning rate {lr:.3g}; start a new run with a lower optim.lr or optim.clip")

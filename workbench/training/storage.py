@@ -49,7 +49,7 @@ def _sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """JSON that every reader takes: numbers that are not finite become null."""
-    write(path, (json.dumps(as_json(value), indent=2) + "\n").encode(), durable=durable)
+    write(path, (json.dumps(as_json(value), indent=2, ensure_ascii=False) + "\n").encode(), durable=durable)
 
 
 def read_json(path: Path) -> dict | None:

@@ -1,0 +1,216 @@
+"""Resuming and scoring. Weights are compared, not losses: a forgotten average of the weights leaves losses equal."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from workbench.training import checkpoint, loop
+from workbench.training.loop import Diverged, learning_rate
+from workbench.training.recipe import Optim
+from workbench.training.run import Run
+from workbench.training.trainer import FolderInUse, train
+
+
+def die_at(recipe, folder, step, stage):
+    def look(status):
+        if status["stage"] == stage and status.get("baseline_step" if "baseline" in stage else "step") == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(recipe, folder, on_step=look)
+
+
+@pytest.fixture(scope="module")
+def kill_at():
+    """Train in a process of its own that dies without a word at `step`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["workbench.training.trainer"])      # torch is imported once, not once a kill
+
+    def run(recipe, folder, step, stage="training"):
+        process = context.Process(target=die_at, args=(recipe, folder, step, stage))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+    return run
+
+
+def equal(a, b) -> bool:
+    """Whether two checkpoints hold the same numbers, all the way down."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or (a != a and b != b)
+
+
+def final(folder) -> dict:
+    state = checkpoint.newest(folder / "checkpoints")
+    return {k: v for k, v in state.items() if k != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """The uninterrupted run that the killed ones are compared with."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(tiny, folder) == "finished"
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+@pytest.mark.parametrize("steps", [(3,), (random.Random().randint(6, 39), 40)])
+def test_a_killed_run_resumes_to_the_weights_it_would_have_had(kill_at, tiny, whole, tmp_path, steps):
+    for step in steps:
+        kill_at(tiny, tmp_path, step)
+        assert Run(tmp_path).state == "lost"
+        for path in checkpoint.listed(tmp_path / "checkpoints"):
+            assert torch.load(path, weights_only=True)["step"] % 5 == 0
+    assert train(tiny, tmp_path) == "finished"
+    assert equal(final(tmp_path), final(whole)), f"killed at {steps}"
+    weights = "model/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (whole / weights).read_bytes()
+    assert Run(tmp_path).result()["scores"] == Run(whole).result()["scores"]
+    assert Run(tmp_path).metrics()["loss"].tolist() == Run(whole).metrics()["loss"].tolist()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_a_run_killed_in_a_baseline_resumes_there(kill_at, tiny, tmp_path):
+    recipe = tiny.with_(baselines={"ridge": {}, "gru": {"model": {"name": "gru", "dim": 16, "window": 1.0},
+                                                        "budget": {"steps": 20, "eval_every": 10}}})
+    kill_at(recipe, tmp_path, 12, stage="baseline gru: training")
+    done = [tmp_path / "scores.json", tmp_path / "baselines/ridge/result.json"]
+    before = [path.stat().st_mtime_ns for path in done]
+    assert train(recipe, tmp_path) == "finished"
+    assert [path.stat().st_mtime_ns for path in done] == before
+    result = Run(tmp_path).result()
+    assert set(result["baselines"]) == {"ridge", "gru"}
+    for scores in (result["scores"], *result["baselines"].values()):
+        assert len(scores["hand_vel"]["r2_per_dim"]) == 2
+        assert scores["hand_vel"]["r2"] <= 1
+
+
+def test_stop_saves_a_checkpoint_and_the_resumed_run_ends_with_the_same_weights(tiny, whole, tmp_path):
+    def stop(status):
+        if status.get("step") == 17:
+            (tmp_path / "STOP").touch()
+
+    assert train(tiny, tmp_path, on_step=stop) == "stopped"
+    assert checkpoint.newest(tmp_path / "checkpoints")["step"] == 17
+    assert Run(tmp_path).state == "stopped"
+    (tmp_path / "STOP").unlink()
+    assert train(tiny, tmp_path) == "finished"
+    assert equal(final(tmp_path), final(whole))
+
+
+def test_the_result_says_what_it_was_measured_on(whole):
+    result = json.loads((whole / "result.json").read_text())
+    protocol = result["protocol"]
+    assert protocol["simulated"] is True and protocol["recordings"][0]["id"] == "reach-sim-0-0"
+    parts = protocol["split"]["reach-sim-0-0"]
+    assert parts["train"][-1][1] <= parts["valid"][0][0] and parts["valid"][-1][1] <= parts["test"][0][0]
+    assert protocol["seed"] == 0 and protocol["steps"] == 40 and protocol["best_step"] in (10, 20, 30, 40)
+    assert protocol["parameters"] > 0 and protocol["wall_s"] > 0 and protocol["machine"]["threads"] == 1
+
+
+def test_the_final_weights_are_the_best_on_the_validation_part(whole):
+    metrics = Run(whole).metrics()
+    best = metrics.loc[metrics["valid_r2"].idxmax()]
+    state = final(whole)
+    assert state["best"]["step"] == best["step"] and state["best"]["valid_r2"] == best["valid_r2"]
+    model = Run(whole).model()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state["best"]["weights"][name]), name
+
+
+def test_only_two_checkpoints_are_kept_and_they_hold_plain_data_only(whole):
+    paths = checkpoint.listed(whole / "checkpoints")
+    assert [torch.load(p, weights_only=True)["step"] for p in paths] == [35, 40]
+    assert {"model", "ema", "best", "optimizer", "random", "step"} <= set(torch.load(paths[-1], weights_only=True))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
+    for path in checkpoint.listed(whole / "checkpoints"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    newest = checkpoint.listed(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    said = []
+    assert checkpoint.newest(tmp_path, said.append)["step"] == 35
+    assert newest.name in said[0]
+
+
+def test_all_random_generators_come_back(tmp_path):
+    checkpoint.save(tmp_path, {"step": 1})
+    drawn = torch.rand(3), np.random.rand(3), random.random()
+    checkpoint.restore_random(checkpoint.newest(tmp_path)["random"])
+    again = torch.rand(3), np.random.rand(3), random.random()
+    assert torch.equal(drawn[0], again[0]) and (drawn[1] == again[1]).all() and drawn[2] == again[2]
+
+
+def test_training_here_leaves_the_kernels_threads_and_random_numbers_alone(tiny, tmp_path):
+    torch.manual_seed(1)
+    threads, expected = torch.get_num_threads(), torch.rand(1)
+    torch.manual_seed(1)
+    train(tiny.with_(budget={"steps": 2}), tmp_path)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_norms_and_biases_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    groups = loop.optimizer(model, Optim(weight_decay=0.1)).param_groups
+    assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [(0.1, [2]), (0.0, [1, 1, 1])]
+
+
+def test_the_learning_rate_rises_and_then_falls_to_its_floor():
+    optim = Optim(lr=1.0, warmup=10, floor=0.1)
+    rates = [learning_rate(optim, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0) == max(rates)
+    assert (np.diff(rates[:10]) > 0).all() and (np.diff(rates[10:]) < 0).all()
+    assert 0.1 < rates[-1] < 0.11
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(tiny, tmp_path):
+    with pytest.raises(Diverged, match=r"optim\.lr"):
+        train(tiny.with_(optim={"lr": 1e30, "warmup": 0, "clip": 0}), tmp_path)
+    run = Run(tmp_path)
+    assert run.state == "failed" and "optim.lr" in run.error and "Traceback" not in run.log()
+
+
+def test_a_series_that_is_not_there_is_told_with_those_that_are(tiny, tmp_path):
+    with pytest.raises(LookupError, match="hand_vel"):
+        train(tiny.with_(target="hand_velo"), tmp_path)
+    assert "hand_vel" in Run(tmp_path).error
+
+
+def test_without_a_target_the_series_are_listed(tiny, tmp_path):
+    with pytest.raises(ValueError, match="hand_pos, hand_vel"):
+        train(tiny.with_(target=None), tmp_path)
+
+
+def test_a_run_goes_on_only_with_the_recording_it_began_with(tiny, tmp_path):
+    from workbench.sources.simulated import reach_sim
+    path = tmp_path / "a.h5"
+    reach_sim(seconds=30, units=12).save(path)
+    recipe = tiny.with_(data=str(path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "STOP").touch()
+    assert train(recipe, tmp_path / "run") == "stopped"
+    (tmp_path / "run" / "STOP").unlink()
+    reach_sim(seconds=30, units=13).save(path)
+    with pytest.raises(ValueError, match="recordings"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_folder_has_one_writer(tiny, tmp_path):
+    from filelock import FileLock
+    with FileLock(tmp_path / "lock"), pytest.raises(FolderInUse, match="another process"):
+        started = time.monotonic()
+        train(tiny, tmp_path)
+    assert time.monotonic() - started < 10
+    assert not (tmp_path / "status.json").exists()

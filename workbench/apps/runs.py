@@ -1,0 +1,149 @@
+"""The run monitor: one training run while it goes on, or as it ended. It reads the run's folder and nothing else.
+
+    metrics.jsonl, from the byte last read → curves;  status.json → state, progress, throughput;  Stop → a file STOP
+
+The last line of a cell is `run.watch()`; served, `?run=FOLDER` chooses the run. It works on a run of another kernel,
+of another machine that shares the folder, or of last year; executed in batch it is the picture of its last state.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import panel as pn
+import param
+from bokeh.models import ColumnDataSource, Range1d, Span
+from bokeh.plotting import figure
+
+from workbench.training import storage
+from workbench.training.run import ENDED, Run, newest_rows, runs
+
+SHOWN = 2000                                                            # points of a curve, at most
+COLORS = {"this run": "#0072b2", "ridge": "#6e6e6e", "gru": "#d55e00"}
+STATES = {"finished": "#009e73", "running": "#0072b2", "queued": "#0072b2", "stopped": "#e69f00"}
+
+
+class RunMonitor(pn.viewable.Viewer):
+    """Loss and validation R² with the baselines' held-out R² dashed, progress, throughput, Stop and Resume.
+
+    run: the run's folder; None: the newest run in `folder`. interval: milliseconds between two looks.
+    """
+
+    run = param.Selector(doc="Folder of the run that is shown")
+    interval = param.Integer(1000, bounds=(100, None))
+
+    def __init__(self, run: str | Path | None = None, *, folder: str | Path = "runs", **params):
+        super().__init__(**params)
+        known = [str(Run(p).path) for p in runs(folder).index]
+        first = str(Run(run).path) if run is not None else next(iter(known), None)
+        self.param.run.objects = list(dict.fromkeys([*([first] if first else []), *known]))
+        self._choose = run is None
+        self._curve = ColumnDataSource({"step": [], "loss": [], "smooth": []})
+        self._valid = ColumnDataSource({"step": [], "valid_r2": []})
+        self._head = pn.pane.HTML(sizing_mode="stretch_width")
+        self._progress = pn.indicators.Progress(max=100, value=0, sizing_mode="stretch_width", margin=(0, 10))
+        self._stop = pn.widgets.Button(name="Stop", button_type="warning", width=90)
+        self._resume = pn.widgets.Button(name="Resume", button_type="primary", width=90)
+        self._stop.on_click(lambda _: self._act("stop"))
+        self._resume.on_click(lambda _: self._act("resume"))
+        self._ticking = None
+        self._plots()
+        self.run = first
+        self._open()
+
+    def _plots(self) -> None:
+        share = dict(height=260, sizing_mode="stretch_width", toolbar_location="above",
+                     tools="pan,wheel_zoom,box_zoom,reset,hover", tooltips=[("step", "$x{0,0}"), ("", "$y{0.000}")])
+        self._loss = figure(title="training loss", x_axis_label="step", **share)
+        self._loss.line("step", "loss", source=self._curve, color=COLORS["this run"], alpha=0.25)
+        self._loss.line("step", "smooth", source=self._curve, color=COLORS["this run"], line_width=2)
+        self._r2 = figure(title="R²: validation by step, baselines on held-out time dashed", x_axis_label="step",
+                          x_range=self._loss.x_range, y_range=Range1d(-0.1, 1.0), **share)
+        self._r2.line("step", "valid_r2", source=self._valid, color=COLORS["this run"], line_width=2)
+        self._r2.scatter("step", "valid_r2", source=self._valid, color=COLORS["this run"], size=6)
+
+    @param.depends("run", watch=True)
+    def _open(self) -> None:
+        self._rows, self._offset, self._dashed = [], 0, {}
+        self._r2.center = [r for r in self._r2.center if not isinstance(r, Span)]
+        self._curve.data, self._valid.data = {"step": [], "loss": [], "smooth": []}, {"step": [], "valid_r2": []}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what the run has written since the last look."""
+        if self.run is None:
+            self._head.object = "<b>No runs yet.</b> Start one with <code>workbench.launch(\"demo\")</code>."
+            self._progress.visible = self._stop.visible = self._resume.visible = False
+            return
+        run = Run(self.run)
+        new, self._offset = storage.rows(run.path / "metrics.jsonl", self._offset)
+        if new:
+            self._rows += new
+            table = newest_rows(self._rows)
+            smooth = table["loss"].ewm(span=max(len(table) // 50, 2)).mean()
+            thin = slice(None, None, -(-len(table) // SHOWN))
+            self._curve.data = {"step": table["step"][thin], "loss": table["loss"][thin], "smooth": smooth[thin]}
+            if "valid_r2" in table:
+                valid = table.dropna(subset="valid_r2")
+                self._valid.data = {"step": valid["step"], "valid_r2": valid["valid_r2"]}
+                self._r2.y_range.start = min(-0.1, max(valid["valid_r2"].min(), -1.0) - 0.05)
+        self._baselines(run)
+        self._say(run)
+        if run.state in ENDED and self._ticking:
+            self._ticking.stop()
+            self._ticking = None
+
+    def _baselines(self, run: Run) -> None:
+        places = {"this run": run.path, **{p.parent.name: p.parent for p in run.path.glob("baselines/*/scores.json")}}
+        for name, place in places.items():
+            own = storage.read_json(place / "scores.json")
+            if own and name not in self._dashed:
+                score = own["scores"][own["protocol"]["target"]]["r2"]
+                self._dashed[name] = score
+                self._r2.add_layout(Span(location=score, dimension="width", line_dash="dashed", line_width=2,
+                                         line_color=COLORS.get(name, "#cc79a7")))
+
+    def _say(self, run: Run) -> None:
+        status, state = run.status, run.state
+        recipe = run.recipe
+        steps = recipe.budget.steps
+        step = status.get("step") or 0
+        facts = [f"{recipe.model.name} on {recipe.data if isinstance(recipe.data, str) else ', '.join(recipe.data)}"]
+        if state in ("running", "queued"):
+            facts.append(status.get("stage", "starting"))
+        facts.append(f"step {step:,} of {steps:,}")
+        if status.get("spikes_per_s") and state == "running":
+            facts.append(f"{status['spikes_per_s']:,.0f} spikes/s")
+        if self._rows:
+            facts.append(f"{100 * self._rows[-1].get('data_wait', 0):.0f} % of a step waits for data")
+        if status.get("valid_r2") is not None:
+            facts.append(f"best validation R² {status['valid_r2']:.3f}")
+        facts += [f"<span style='color:{COLORS.get(n, '#cc79a7')}'>held-out R² of {html.escape(n)} {r2:.3f}</span>"
+                  for n, r2 in self._dashed.items()]
+        if run.error:
+            facts.append(f"<span style='color:#b00020'>{html.escape(run.error)}</span>")
+        resolved = storage.read_json(run.path / "resolved.json") or {}
+        simulated = " <b>simulated data</b>" if any(r["simulated"] for r in resolved.get("recordings", [])) else ""
+        badge = f"<b style='color:{STATES.get(state, '#b00020')}'>{state}</b>"
+        self._head.object = f"{badge} <code>{html.escape(str(run.path))}</code>{simulated}<br>" + " · ".join(facts)
+        self._progress.value = round(100 * min(step / steps, 1))
+        self._progress.active = state == "running"
+        alive = state in ("running", "queued")
+        self._stop.visible, self._resume.visible = alive, not alive and state != "finished"
+
+    def _act(self, verb: str) -> None:
+        getattr(Run(self.run), verb)()
+        self._tick()
+        self.refresh()
+
+    def _tick(self) -> None:
+        if self._ticking is None and self.run is not None and Run(self.run).state not in ENDED:
+            self._ticking = pn.state.add_periodic_callback(self.refresh, period=self.interval)
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        self._tick()
+        chooser = [pn.widgets.Select.from_param(self.param.run, name="Run", sizing_mode="stretch_width")]
+        return pn.Column(*chooser * self._choose, self._head, pn.Row(self._progress, self._stop, self._resume),
+                         pn.Row(pn.pane.Bokeh(self._loss, sizing_mode="stretch_width"),
+                                pn.pane.Bokeh(self._r2, sizing_mode="stretch_width")), sizing_mode="stretch_width")
