@@ -73,9 +73,19 @@ def check(session: Session) -> None:
     for key, series in session.series.items():
         if not (np.isfinite(series.times).all() and (series.times[1:] > series.times[:-1]).all()):
             raise BadRecording(f"{name}: the times of series {key!r} do not increase; sort them and drop repeats")
+        _check_span(f"{name}: the times of series {key!r}", series.times)
     for key in ("trials", "stimuli"):
-        if not {"start", "stop"} <= set(getattr(session, key).columns):
+        table = getattr(session, key)
+        if not {"start", "stop"} <= set(table.columns):
             raise BadRecording(f"{name}: the table {key!r} needs the columns 'start' and 'stop', in seconds")
+        _check_span(f"{name}: the start times of {key}", table["start"].to_numpy(np.float64, na_value=np.nan))
+
+
+def _check_span(what: str, times: np.ndarray) -> None:
+    times = times[np.isfinite(times)]
+    if len(times) and times.max() - times.min() > LONGEST:
+        raise BadRecording(f"{what} span {times.max() - times.min():,.0f} 's', over 48 hours, so they are probably "
+                           "samples or milliseconds; divide them by the sampling rate, or by 1000, to have seconds")
 
 
 def _check_spikes(session: Session) -> None:

@@ -224,8 +224,8 @@ def read(path: str | Path) -> Session:
             if "nwb_version" in file.attrs:
                 raise BadRecording(f"{path} is an NWB file; open it with Session.from_nwb")
             if not is_data(file):
-                raise BadRecording(f"{path} is HDF5, but neither saved by Session.save nor by torch_brain (its root has "
-                                   "no attribute object = 'Data'); read it with the source that knows its format")
+                raise BadRecording(f"{path} is HDF5, but neither saved by Session.save nor by torch_brain (its root "
+                                   "has no attribute object = 'Data'); read it with the source that knows its format")
             return read_foreign(path, file)
     except BadRecording:
         raise
