@@ -13,8 +13,8 @@ A catalog file of a lab's own recordings, named in WORKBENCH_CATALOG (several: s
     schema_version: 1
     datasets:
       - id: our_m1
-        title: M1 during wrist force, two days
-        access: {method: local, path: recordings/jango_*.nwb}
+        title: M1 during wrist force, one file a day
+        access: {method: local, path: recordings/day_*.nwb}
 
 Paths are relative to that file. Datasets of later files replace those of the same id. Nothing is downloaded unless
 asked for with `download=True`. Looked for, in this order: $WORKBENCH_DATA/<dataset id>, the cache (WORKBENCH_CACHE, or
@@ -176,13 +176,14 @@ def open_recording(what: str | Path, *, download: bool = False) -> Session:
     """One session: a dataset's `name` (its first session), `name/session`, or the path of an .nwb, .h5 or .hdf5 file.
 
     Paths are relative to the working folder and read where they are, without a cache. A file comes before a dataset of
-    the same name, a dataset before a folder. Raises what `Catalog.open` does, and UnknownName where `what` is none of
-    these, or is a folder or a glob of several recordings.
+    the same name, a dataset before a folder. Raises what `Catalog.open` does, UnknownName where `what` is none of
+    these, and BadRecording for a folder or a glob of several recordings.
     """
     found = _meant(what, download)
     if len(found) > 1:
-        raise UnknownName("one recording", os.fspath(what), [name for name, _ in found],
-                          hint="choose one, or open all of them with open_recordings")
+        names = ", ".join(name for name, _ in found[:6]) + (", ..." if len(found) > 6 else "")
+        raise BadRecording(f"{os.fspath(what)} holds {len(found)} recordings ({names}); choose one, or open all of "
+                           "them with open_recordings")
     return found[0][1]()
 
 

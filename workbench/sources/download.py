@@ -112,7 +112,7 @@ def _continue(remote: Remote, part: Path) -> None:
         total = remote.size if remote.size is not None else have + int(length) if length else None
         with open(part, "ab" if have else "wb") as file, tqdm(
                 desc=Path(remote.path).name, total=total, initial=have, unit="B", unit_scale=True) as bar:
-            for chunk in response.iter_content(1 << 18):
+            for chunk in response.iter_content(1 << 16):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
