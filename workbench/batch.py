@@ -124,8 +124,8 @@ class SpikeBatch:
         """How many bins of `bin_size` seconds a window has. BadRecording where they do not fill it."""
         bins = round(self.duration / bin_size)
         if bins < 1 or abs(bins * bin_size - self.duration) > 1e-6 * max(self.duration, 1):
-            raise BadRecording(f"windows of {self.duration:g} s are no whole number of {bin_size:g} s bins; choose a bin size "
-                               "that divides them")
+            raise BadRecording(f"windows of {self.duration:g} s are no whole number of {bin_size:g} s bins; choose a "
+                               "bin size that divides them")
         return bins
 
     def _bin(self, bin_size: float, bins: int) -> Tensor:
@@ -164,7 +164,7 @@ class Reader:
 
     def __init__(self, sessions: Sequence, targets: Sequence[str] = ()):
         self.lists = tuple(UnitList(s.id, tuple(s.units["id"])) for s in sessions)
-        self.spikes = [(s.spike_times, s.spike_units) for s in sessions]
+        self.spikes = [(np.asarray(s.spike_times), np.asarray(s.spike_units)) for s in sessions]
         self.columns = [np.arange(len(s.units)) for s in sessions]
         self.targets: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         for name in targets:
@@ -172,53 +172,46 @@ class Reader:
             for session in sessions:
                 series = session.get_series(name)
                 good = np.isfinite(series.values).all(1)
-                times, values = (series.times, series.values) if good.all() else (series.times[good], series.values[good])
-                finite.append((np.asarray(times), np.asarray(values, np.float32)))
+                good = slice(None) if good.all() else good
+                finite.append((np.asarray(series.times)[good], np.asarray(series.values[good], np.float32)))
             widths = {values.shape[1] for _, values in finite}
             if len(widths) > 1:
-                raise BadRecording(f"series {name!r} has {sorted(widths)} columns in different sessions; choose sessions "
-                                   "that agree, or another series")
+                raise BadRecording(f"series {name!r} has {sorted(widths)} columns in different sessions; choose "
+                                   "sessions that agree, or another series")
             self.targets[name] = finite
 
     def read(self, session: np.ndarray, starts: np.ndarray, duration: float) -> SpikeBatch:
         """The windows [starts[b], starts[b] + duration) of sessions[session[b]], as a batch."""
         session, starts = np.asarray(session, np.int64), np.asarray(starts, np.float64)
         if not len(starts) or not duration > 0:
-            raise BadRecording(f"an empty batch: {len(starts)} windows of {duration:g} s; ask for at least one window that "
-                               "lasts longer than 0 s")
-        rows, offsets = _rows([times for times, _ in self.spikes], session, starts, duration)
-        times, units = np.empty(offsets[-1], np.float32), np.empty(offsets[-1], np.int64)
-        for (s, start, a, b), o in zip(rows, offsets, strict=False):
-            all_times, all_units = self.spikes[s]
-            np.subtract(all_times[a:b], start, out=times[o:o + b - a], casting="same_kind")
-            units[o:o + b - a] = all_units[a:b]
+            raise BadRecording(f"an empty batch: {len(starts)} windows of {duration:g} s; ask for at least one window "
+                               "that lasts longer than 0 s")
+        times, units, offsets = _cut(self.spikes, session, starts, duration, np.int64)
         columns = [self.columns[s] for s in session]
-        return SpikeBatch(times=torch.from_numpy(times), units=torch.from_numpy(units), offsets=torch.from_numpy(offsets),
-                          session=torch.from_numpy(session), window_units=torch.from_numpy(np.concatenate(columns)),
+        return SpikeBatch(times=times, units=units, offsets=offsets, session=torch.from_numpy(session),
+                          window_units=torch.from_numpy(np.concatenate(columns)),
                           unit_offsets=torch.from_numpy(_offsets([len(c) for c in columns])), duration=float(duration),
                           sessions=self.lists, starts=torch.from_numpy(starts),
-                          targets={name: self._target(name, session, starts, duration) for name in self.targets})
+                          targets={name: Target(*_cut(series, session, starts, duration))
+                                   for name, series in self.targets.items()})
 
-    def _target(self, name: str, session: np.ndarray, starts: np.ndarray, duration: float) -> Target:
-        series = self.targets[name]
-        rows, offsets = _rows([times for times, _ in series], session, starts, duration)
-        times, values = np.empty(offsets[-1], np.float32), np.empty((offsets[-1], series[0][1].shape[1]), np.float32)
-        for (s, start, a, b), o in zip(rows, offsets, strict=False):
-            all_times, all_values = series[s]
-            np.subtract(all_times[a:b], start, out=times[o:o + b - a], casting="same_kind")
-            values[o:o + b - a] = all_values[a:b]
-        return Target(torch.from_numpy(times), torch.from_numpy(values), torch.from_numpy(offsets))
+
+def _cut(sources: list[tuple[np.ndarray, np.ndarray]], session: np.ndarray, starts: np.ndarray,
+         duration: float, dtype: type = np.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """What the windows hold of (times [T], values [T, …]), one source a session: times from starts, values, offsets.
+
+    Runs are copied, not gathered row by row: windows are contiguous, and concatenation converts as it copies.
+    """
+    edges = np.empty((len(starts), 2), np.int64)
+    for s in np.unique(session):
+        at = session == s
+        edges[at] = np.searchsorted(sources[s][0], np.stack([starts[at], starts[at] + duration], 1))
+    rows = list(zip(session.tolist(), starts.tolist(), *edges.T.tolist(), strict=True))
+    times = np.concatenate([sources[s][0][a:b] - start for s, start, a, b in rows], dtype=np.float32,
+                           casting="same_kind")
+    values = np.concatenate([sources[s][1][a:b] for s, _, a, b in rows], dtype=dtype)
+    return torch.from_numpy(times), torch.from_numpy(values), torch.from_numpy(_offsets(edges[:, 1] - edges[:, 0]))
 
 
 def _offsets(sizes) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-
-def _rows(clocks: list[np.ndarray], session: np.ndarray, starts: np.ndarray, duration: float):
-    """(session, start, first row, row after the last) of every window, and the packed offsets [B + 1]."""
-    edges = np.empty((len(starts), 2), np.int64)
-    for s in np.unique(session):
-        at = session == s
-        edges[at] = np.searchsorted(clocks[s], np.stack([starts[at], starts[at] + duration], 1))
-    rows = zip(session.tolist(), starts.tolist(), edges[:, 0].tolist(), edges[:, 1].tolist(), strict=True)
-    return rows, _offsets(edges[:, 1] - edges[:, 0])

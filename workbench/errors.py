@@ -22,7 +22,8 @@ class UnknownName(WorkbenchError, LookupError):
         says = "did you mean" if near else "there are"
         more = f" and {len(known) - 12} more" if not near and len(known) > 12 else ""
         tail = f"{says} {', '.join(listed)}{more}" if listed else "there are none"
-        super().__init__(f"no {kind} {str(name)!r}{' in ' + where if where else ''}; {tail}{'; ' + hint if hint else ''}")
+        place = f" in {where}" if where else ""
+        super().__init__(f"no {kind} {str(name)!r}{place}; {tail}{'; ' + hint if hint else ''}")
 
 
 class DatasetNotAvailable(WorkbenchError):

@@ -20,9 +20,9 @@ def split(session: Session, test: float = 0.2, valid: float = 0.1) -> dict[str, 
     Returns {"train", "valid", "test"}: intervals [n, 2] in seconds. No trial lies in two parts: a cut inside one moves
     to its start. Chronological, because neighbouring windows share slow drift and random windows would leak it.
     """
-    if not (0 <= test and 0 <= valid and test + valid < 1):
-        raise BadRecording(f"a split of {valid:g} valid and {test:g} test leaves nothing to train on; their sum must be "
-                           "under 1")
+    if test < 0 or valid < 0 or test + valid >= 1:
+        raise BadRecording(f"a split of {valid:g} valid and {test:g} test leaves nothing to train on; give shares "
+                           "whose sum is under 1")
     cuts = [_cut(session, 1 - test - valid), _cut(session, 1 - test)]
     edges = [session.start, *cuts, session.stop]
     parts = {name: overlap(session.intervals, np.array([[a, b]]))
@@ -61,15 +61,28 @@ def sliding(intervals: np.ndarray, duration: float, step: float) -> np.ndarray:
     return np.concatenate(starts)
 
 
+def aligned(intervals: np.ndarray, times: np.ndarray, interval: float) -> np.ndarray:
+    """The intervals, each starting half a sampling interval before its first sample: bins from there centre on samples.
+
+    Half a bin of misalignment between training and held-out time costs a lagged ridge 0.01 of R² on real reaches.
+    """
+    intervals = np.array(intervals, float).reshape(-1, 2)
+    first = np.searchsorted(times, intervals[:, 0] + interval / 2 - 1e-6 * interval)
+    there = first < len(times)
+    intervals[there, 0] = times[first[there]] - interval / 2
+    return intervals[there & (intervals[:, 0] < intervals[:, 1])]
+
+
 class RandomWindows:
     """Training windows with random starts, each wholly inside one interval of its session.
 
     sessions and intervals ([n, 2] seconds, one array a session) go together. `batch(k)` depends on (seed, k) alone, so
-    that a resumed run sees what it would have seen. All possible starts are equally likely.
+    that a resumed run sees what it would have seen. All possible starts are equally likely; with `align`, those half a
+    sampling interval before a sample of that target, which models of binned counts want.
     """
 
-    def __init__(self, sessions: Sequence[Session], intervals: Sequence[np.ndarray], *, duration: float, batch_size: int,
-                 seed: int = 0, targets: Sequence[str] = ()):
+    def __init__(self, sessions: Sequence[Session], intervals: Sequence[np.ndarray], *, duration: float,
+                 batch_size: int, seed: int = 0, targets: Sequence[str] = (), align: str | None = None):
         self.duration, self.batch_size, self.seed = duration, batch_size, seed
         self.reader = Reader(sessions, targets)
         rows = [(s, a, b - duration) for s, part in enumerate(intervals) for a, b in part if b - a >= duration - 1e-9]
@@ -81,10 +94,17 @@ class RandomWindows:
         self.room = np.maximum(last - self.first, 0)
         # An interval exactly as long as a window still holds one window.
         self.upto = np.cumsum(self.room + 1e-3)
+        self.clocks = [(s.get_series(align).times, s.get_series(align).interval) for s in sessions] if align else None
 
     def batch(self, k: int) -> SpikeBatch:
         """Batch number k of the run."""
         random = np.random.default_rng([self.seed, k])
         row = np.searchsorted(self.upto, random.random(self.batch_size) * self.upto[-1])
         starts = self.first[row] + random.random(self.batch_size) * self.room[row]
+        if self.clocks:
+            for i, s in enumerate(self.session[row]):
+                times, interval = self.clocks[s]
+                sample = max(np.searchsorted(times, starts[i] + interval / 2, side="right") - 1, 0)
+                start = times[sample] - interval / 2
+                starts[i] = start if start >= self.first[row[i]] else starts[i]
         return self.reader.read(self.session[row], starts, self.duration)

@@ -16,7 +16,7 @@ from workbench.batch import Reader
 from workbench.errors import BadRecording
 from workbench.metrics import r2
 from workbench.session import Session, inside
-from workbench.windows import sliding
+from workbench.windows import aligned, sliding
 
 
 class Decoded(NamedTuple):
@@ -33,12 +33,13 @@ def decode(model, session: Session, intervals: np.ndarray, target: str, *, step:
            batch_size: int = 64) -> Decoded:
     """Predictions of `target` inside `intervals` [n, 2]; no window reaches out of them.
 
-    step: seconds between windows; by default the target's sampling interval, and 50 ms at least.
+    step: seconds between windows; by default as many of the target's sampling intervals as make 50 ms.
     """
     reader = Reader([session], (target,))
     times, true = reader.targets[target][0]
-    step = step or max(session.get_series(target).interval, 0.05)
-    starts = sliding(intervals, model.window, step)
+    interval = session.get_series(target).interval
+    step = step or _step(interval)
+    starts = sliding(aligned(intervals, times, interval), model.window, step)
     total = {name: np.zeros(true.shape) for name in ("averaged", "causal")}
     number = {name: np.zeros(len(times)) for name in total}
     training = model.training
@@ -78,7 +79,7 @@ def score(model, sessions: Sequence[Session], intervals: Sequence[np.ndarray], t
                 raise BadRecording(f"{session.id}: only {there.sum()} samples of {target!r} lie in the held-out time; "
                                    "choose a series that is sampled there")
             each[name].append(r2(found.true[there], predicted[there]))
-    step = step or max(sessions[0].get_series(target).interval, 0.05)
+    step = step or _step(sessions[0].get_series(target).interval)
     result = {}
     for name in each if causal else ("r2",):
         result[name] = float(np.nanmean(each[name]))
@@ -89,6 +90,10 @@ def score(model, sessions: Sequence[Session], intervals: Sequence[np.ndarray], t
     if len(sessions) > 1:
         result["sessions"] = {s.id: float(np.nanmean(one)) for s, one in zip(sessions, each["r2"], strict=True)}
     return result
+
+
+def _step(interval: float) -> float:
+    return interval * max(1, int(np.ceil(0.05 / interval - 1e-6)))
 
 
 def _device(model) -> torch.device:

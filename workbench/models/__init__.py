@@ -38,7 +38,7 @@ def load(folder: str | Path):
     """The model that `save_pretrained` wrote into a folder, whichever it is."""
     config = Path(folder) / "config.json"
     if not config.is_file():
-        raise WorkbenchError(f"no model at {folder}: config.json is not there; give the folder that save_pretrained wrote")
+        raise WorkbenchError(f"no model at {folder}: it has no config.json; give the folder that save_pretrained wrote")
     return get(json.loads(config.read_text())["model"]).from_pretrained(folder)
 
 

@@ -32,12 +32,14 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
 
     window    seconds of spikes that the model wants to see at once
     warmup    seconds at the start of each window whose predictions lack history and are not used
+    bin_size  seconds of its bins, for a model of binned counts: its windows are aligned with the target's samples
     """
 
     name = ""
     decodes = reconstructs = forecasts = generates = embeds = False
     window: float = 1.0
     warmup: float = 0.0
+    bin_size: float | None = None
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], **settings) -> SpikeModel:

@@ -45,7 +45,8 @@ class GRU(SpikeModel):
         bin_size = settings.pop("bin_size", None) or max(sampling_interval(sessions, target), 0.02)
         window = settings.pop("window", None) or round(3.0 / bin_size) * bin_size
         return cls(sessions=[s.id for s in sessions], rates=[(s.rates() * bin_size).tolist() for s in sessions],
-                   target=target, outputs=len(mean), mean=mean, scale=scale, bin_size=bin_size, window=window, **settings)
+                   target=target, outputs=len(mean), mean=mean, scale=scale, bin_size=bin_size, window=window,
+                   **settings)
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, outputs] at the target's times, read out of the bin that holds each, and states [B, T, D]."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class POYO(SpikeModel):
 
     name = "poyo"
     decodes = embeds = True
-    SIZES = {
+    SIZES: ClassVar = {
         "1.3M": dict(dim=64, depth=6, latents=16, cross_heads=2, attention_dropout=0.2),
         "11.8M": dict(dim=128, depth=24, latents=32, cross_heads=4, attention_dropout=0.2),
     }
@@ -60,8 +61,8 @@ class POYO(SpikeModel):
         heads = dict(head_dim=head_dim, dropout=attention_dropout)
         self.encoder = CrossAttention(dim, cross_heads, **heads)
         self.encoder_ffn = FeedForward(dim, ffn_dropout)
-        self.blocks = nn.ModuleList(nn.ModuleList([SelfAttention(dim, self_heads, **heads), FeedForward(dim, ffn_dropout)])
-                                    for _ in range(depth))
+        block = lambda: nn.ModuleList([SelfAttention(dim, self_heads, **heads), FeedForward(dim, ffn_dropout)])
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.decoder = CrossAttention(dim, cross_heads, **heads)
         self.decoder_ffn = FeedForward(dim, ffn_dropout)
         self.dropout = nn.Dropout(dropout)
@@ -83,8 +84,8 @@ class POYO(SpikeModel):
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, outputs] at the target's times, packed as in the batch, and the latents [B, L, D]."""
         if abs(batch.duration - self.window) > 1e-6:
-            raise WorkbenchError(f"POYO was built for windows of {self.window:g} s and was given {batch.duration:g} s; build "
-                                 "it with window=, or cut windows of its own length")
+            raise WorkbenchError(f"POYO was built for windows of {self.window:g} s and was given {batch.duration:g} s; "
+                                 "build it with window=, or cut windows of its own length")
         latents = self.encode(batch)
         turn = self.rotary(self.latent_times)
         for attention, ffn in self.blocks:
@@ -94,14 +95,14 @@ class POYO(SpikeModel):
 
     def encode(self, batch: SpikeBatch) -> Tensor:
         """Spikes compressed into latents [B, L, D], before the blocks."""
-        rows, times, offsets, table = self.tokens(batch)
+        rows, times, sizes, table = self.tokens(batch)
         start = self.latents.repeat(len(self.latent_times) // len(self.latents), 1)
         latents = start + self.encoder.packed(start, self.rotary(self.latent_times), table, rows, self.rotary(times),
-                                              offsets)
+                                              sizes)
         return latents + self.encoder_ffn(latents)
 
     def tokens(self, batch: SpikeBatch) -> tuple[Tensor, Tensor, list[int], Tensor]:
-        """Packed tokens: rows [S'] of table [3 × units, D], times [S'], offsets; each window's spikes, starts, ends."""
+        """Packed tokens, a window's spikes, starts, ends: rows [S'] of table [3 × units, D], times [S'], sizes [B]."""
         spikes, uo = batch.spikes(), batch.unit_offsets
         distinct, unit = self.units.unit_rows(batch).unique(return_inverse=True)
         table = (self.units(distinct)[:, None] + self.types[:END + 1]).flatten(0, 1)
@@ -110,13 +111,11 @@ class POYO(SpikeModel):
         place = torch.cat([torch.arange(len(spikes.times), device=batch.device) + 2 * uo[spikes.windows],
                            edge + uo[window], edge + uo[window + 1]])
         rows = place.new_empty(len(place))
-        rows[place] = 3 * torch.cat([unit[spikes.units], unit, unit]) + torch.repeat_interleave(
-            torch.tensor([SPIKE, START, END], device=batch.device), torch.tensor([len(spikes.times), len(unit), len(unit)],
-                                                                               device=batch.device))
+        rows[place] = torch.cat([3 * unit[spikes.units] + SPIKE, 3 * unit + START, 3 * unit + END])
         times = batch.times.new_zeros(len(place))
         times[place[:len(spikes.times)]] = batch.times
         times[edge + uo[window + 1]] = batch.duration
-        return rows, times, (batch.offsets + 2 * uo).tolist(), table
+        return rows, times, (batch.offsets + 2 * uo).diff().tolist(), table
 
     def decode(self, batch: SpikeBatch, latents: Tensor, turn: Tensor) -> Tensor:
         """Standardised behaviour [Q, outputs] at the target's times, one query a time, its session's embedding."""
@@ -142,8 +141,8 @@ class POYO(SpikeModel):
                          target: str = "behavior", **settings) -> POYO:
         """A model with torch_brain's weights: its state dict, or a checkpoint of its trainer (read as plain tensors).
 
-        Sizes are read off the tensors; `window` and `step` from the checkpoint's settings where it has them. Outputs come
-        as torch_brain's do, in the scale it was trained in.
+        Sizes are read off the tensors; `window` and `step` from the checkpoint's settings where it has them. Outputs
+        come as torch_brain's do, in the scale it was trained in.
         """
         if isinstance(weights, (str, Path)):
             weights = torch.load(weights, map_location="cpu", weights_only=True)
@@ -162,7 +161,8 @@ class POYO(SpikeModel):
         model = cls(units=words("unit_emb.vocab"), sessions=words("session_emb.vocab"), target=target, outputs=outputs,
                     window=window, step=step, latents=len(weights["latent_emb.weight"]), dim=dim, depth=len(blocks),
                     head_dim=head_dim, cross_heads=len(weights["enc_atn.to_q.weight"]) // head_dim,
-                    self_heads=len(weights["proc_layers.0.0.to_qkv.weight"]) // (3 * head_dim) if blocks else 8, **settings)
+                    self_heads=len(weights["proc_layers.0.0.to_qkv.weight"]) // (3 * head_dim) if blocks else 8,
+                    **settings)
         renamed = {_our_name(key): value for key, value in weights.items() if not key.endswith("vocab")}
         renamed["rotary.omega"] = renamed["rotary.omega"][:head_dim // 4]       # the others stand still
         model.load_state_dict(renamed | {"mean": model.mean, "scale": model.scale})
@@ -194,23 +194,24 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(heads * head_dim, dim)
 
     def packed(self, queries: Tensor, query_turn: Tensor, table: Tensor, rows: Tensor, turn: Tensor,
-               offsets: list[int]) -> Tensor:
-        """The same queries [L, D] for every window, over table[rows] packed by offsets → [B, L, D].
+               sizes: list[int]) -> Tensor:
+        """The same queries [L, D] for every window, over table[rows], packed, `sizes` tokens a window → [B, L, D].
 
         Values turn too, and the answer is turned back, so that it holds times relative to each query. Keys and values
         are projected once a row of the table. One attention a window: on CPUs faster than padding with a mask.
         """
         q = rotate_(self.to_q(self.norm(queries)).unflatten(-1, (self.heads, -1)), query_turn[:, None])
         kv = self.to_kv(self.norm_context(table)).index_select(0, rows)
-        k, v = rotate_(kv.unflatten(-1, (2 * self.heads, -1)), turn[:, None]).transpose(0, 1)[None].chunk(2, dim=1)
+        kv = rotate_(kv.unflatten(-1, (2 * self.heads, -1)), turn[:, None])
         q, dropout = q.transpose(0, 1)[None], self.dropout if self.training else 0.0
-        seen = torch.cat([scaled_dot_product_attention(q, k[:, :, a:b], v[:, :, a:b], dropout_p=dropout)
-                          for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+        # Split, not sliced: the gradient of a split is one concatenation, of a slice a whole table of zeros.
+        windows = (window.transpose(0, 1)[None].chunk(2, dim=1) for window in kv.split(sizes))
+        seen = torch.cat([scaled_dot_product_attention(q, k, v, dropout_p=dropout) for k, v in windows])
         seen = unrotate(seen.transpose(1, 2), query_turn[:, None])
         return self.to_out(seen.flatten(-2))
 
     def forward(self, queries: Tensor, query_turn: Tensor, context: Tensor, turn: Tensor) -> Tensor:
-        """One query content a window [B, D], asked at times query_turn [B, Q, pairs], over context [B, L, D] → [B, Q, D]."""
+        """One query content a window [B, D], asked at times query_turn [B, Q, pairs], over [B, L, D] → [B, Q, D]."""
         q = self.to_q(self.norm(queries)).unflatten(-1, (self.heads, -1))
         q = rotate_(q[:, None].repeat(1, query_turn.shape[1], 1, 1), query_turn[:, :, None])
         k, v = self.to_kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).unbind(2)

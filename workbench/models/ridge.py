@@ -20,7 +20,7 @@ from workbench.errors import UnknownName
 from workbench.metrics import r2
 from workbench.models.base import Output, SpikeModel, sampling_interval
 from workbench.session import Session
-from workbench.windows import sliding
+from workbench.windows import aligned, sliding
 
 
 class Ridge(SpikeModel):
@@ -83,6 +83,7 @@ class Ridge(SpikeModel):
 
     def _samples(self, session: Session, intervals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         reader, step = Reader([session], (self.target,)), self.window - self.warmup
+        intervals = aligned(intervals, reader.targets[self.target][0][0], session.get_series(self.target).interval)
         x, y = [], []
         for start in sliding(intervals, self.window, step):
             batch = reader.read(np.zeros(1, int), np.array([start]), self.window)

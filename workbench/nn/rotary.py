@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class RotaryTime(nn.Module):
-    """times [...] seconds → unit complex numbers [..., pairs], periods log-spaced from t_min to t_max, both included."""
+    """times [...] seconds → unit complex numbers [..., pairs]; periods log-spaced from t_min to t_max, both used."""
 
     def __init__(self, pairs: int, t_min: float, t_max: float):
         super().__init__()
