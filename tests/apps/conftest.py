@@ -1,0 +1,86 @@
+"""A real browser for the dashboards. Its tests skip, saying so, where there is none."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--no-first-run"]
+HERE = re.compile(r"^(data:|blob:|about:|(http|ws)s?://(127\.0\.0\.1|localhost)[:/])")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = os.environ.get("WORKBENCH_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with sync.sync_playwright() as playwright:
+        path = path or playwright.chromium.executable_path
+        if not Path(path).exists():
+            pytest.skip("no Chromium found (set WORKBENCH_CHROMIUM, or run `playwright install chromium`)")
+        opened = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that fails its test on a JavaScript error or a request to any other computer."""
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    page.set_default_timeout(60_000)
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(f"error on the page: {error}"))
+    page.on("request", lambda request: HERE.match(request.url) or wrong.append(f"asked for {request.url}"))
+    yield page
+    page.close()
+    assert not wrong
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """`panel serve ARGUMENTS` from the repository's root: a function that returns the server's address."""
+    running = []
+
+    def start(*arguments: str) -> str:
+        home = tmp_path_factory.mktemp("home")
+        env = {**os.environ, "WORKBENCH_CACHE": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "panel", "serve", *arguments, "--port", "0"]
+        server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                  text=True)
+        running.append(server)
+        said = []
+        for line in server.stderr:
+            said.append(line)
+            found = re.search(r"running at: (http://localhost:\d+)/", line)
+            if found:
+                threading.Thread(target=lambda: [None for _ in server.stderr], daemon=True).start()
+                return found[1]
+        raise AssertionError("panel serve ended:\n" + "".join(said))
+
+    yield start
+    for server in running:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture(scope="session")
+def hub(served) -> str:
+    """The address of the hub, by the literal command of the README."""
+    return served("workbench/apps/")
+
+
+def wait_for(happens, seconds: float = 30.0):
+    """What `happens()` returns once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := happens()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return found

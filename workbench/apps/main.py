@@ -1,0 +1,59 @@
+"""The hub: every dashboard and every recording of the catalog on one page. `panel serve workbench/apps/` opens it.
+
+A dashboard is one line of `DASHBOARDS`. The address `?app=raster&data=reach-sim` opens it on a recording; without `app`
+the hub shows its tiles.
+"""
+
+import html
+
+import panel as pn
+
+from workbench.apps import raster
+from workbench.catalog import open_catalog
+from workbench.display import address, page
+from workbench.errors import UnknownName
+
+DASHBOARDS = {                                                          # name → title, what it shows, its page
+    "raster": ("Raster", "Every spike of a recording, with trials and behaviour on the same time axis.", raster.app),
+}
+
+
+def app() -> pn.viewable.Viewable:
+    """The dashboard that the address asks for, or the hub."""
+    asked = pn.state.session_args.get("app")
+    name = asked[-1].decode() if asked else ""
+    if name in DASHBOARDS:
+        return DASHBOARDS[name][2]()
+    alerts = []
+    if name:
+        alerts.append(pn.pane.Alert(html.escape(str(UnknownName("dashboard", name, DASHBOARDS))), alert_type="danger"))
+    return page("Dashboards", *alerts, pn.pane.HTML(_tiles() + _recordings(), sizing_mode="stretch_width"))
+
+
+def _tiles() -> str:
+    tiles = "".join(
+        f'<a href="{address(app=name)}" style="display:block;width:300px;padding:18px 20px;border:1px solid #8885;'
+        f'border-radius:10px;text-decoration:none;color:inherit"><div style="font-size:18px;font-weight:600;'
+        f'color:#0072b2;margin-bottom:6px">{title}</div><div style="font-size:14px;line-height:1.45">{says}</div></a>'
+        for name, (title, says, _) in DASHBOARDS.items())
+    return f'<div style="display:flex;flex-wrap:wrap;gap:16px;margin:8px 0 28px">{tiles}</div>'
+
+
+def _recordings() -> str:
+    catalog, rows = open_catalog(), []
+    for name, dataset in catalog.items():
+        links = " · ".join(f'<a href="{html.escape(address(app=app, data=name))}" style="color:#0072b2">{title}</a>'
+                           for app, (title, _, _) in DASHBOARDS.items())
+        if not catalog.available(name):
+            links = f"not on this computer: <code>python -m workbench prepare {html.escape(name)}</code>"
+        simulated = "simulated" if dataset.simulated else ""
+        cells = [f"<b>{html.escape(name)}</b>", html.escape(dataset.title), simulated, links]
+        rows.append("<tr>" + "".join(f'<td style="padding:7px 28px 7px 0">{cell}</td>' for cell in cells) + "</tr>")
+    return ('<div style="font-size:18px;font-weight:600;margin-bottom:6px">Recordings</div>'
+            f'<table style="font-size:14px;border-collapse:collapse">{"".join(rows)}</table>'
+            '<p style="font-size:13px;opacity:.75">Your own: add <code>data=</code> and the path of a file to the '
+            'address of a dashboard, or name it in a catalog that <code>WORKBENCH_CATALOG</code> lists.</p>')
+
+
+if pn.state.served:
+    app().servable(title="spike workbench")

@@ -1,0 +1,339 @@
+"""The raster: every spike of a recording, with its trials and behaviour on the same time axis.
+
+    session → CountPyramid → shades, one row a unit; beneath: population rate, trials, series
+
+The last line of a cell is `Raster(session)`; `panel serve workbench/apps/raster.py` serves it alone, and the hub
+(`main.py`) as `?app=raster`. Only what is in view is counted (`workbench.analysis.raster`), so ten million spikes pan
+and zoom like ten thousand, and the line above the picture always says what is drawn, from how much, at what resolution.
+"""
+
+from __future__ import annotations
+
+import html
+from functools import partial
+
+import holoviews as hv
+import holoviews.plotting.bokeh  # registers the backend, which is all that a server needs
+import numpy as np
+import pandas as pd
+import panel as pn
+import param
+from bokeh.models import CustomJSHover, HoverTool, WheelZoomTool
+from holoviews.streams import PlotSize, RangeXY
+
+from workbench.analysis.raster import CountPyramid, envelope, resample, shade, sort_units, unit_columns
+from workbench.display import served
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.session import Session
+
+# Okabe & Ito's colours, told apart by colour-blind readers, and viridis without its lightest part.
+CATEGORIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6e6e6e", "#332288"]
+SCALE = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#a5c11f"]
+SHADES = 24                                                             # steps from few spikes to most
+MARGIN = 92                                                             # pixels left of every plot, so that times align
+
+
+class Raster(pn.viewable.Viewer):
+    """Pan and zoom over a session's spikes.
+
+    sort: "table order", "region", "rate" or a column of `session.units`; color: the same, or "none". series: names of
+    the series drawn beneath. window: (start, stop) in seconds, None for all. UnknownName for names that are not there.
+    """
+
+    sort = param.Selector(default="table order", objects=["table order"], doc="Units from the first row to the last")
+    color = param.Selector(default="none", objects=["none"], doc="What the colour of a row says")
+    series = param.ListSelector(default=[], objects=[], doc="Series beneath the raster")
+    window = param.Range(default=None, allow_None=True, doc="Seconds in view; None: the whole recording")
+    recording = param.String(doc="The catalog name or path that opens the session, for `code`")
+    status = param.String(doc="What is drawn, from how much, at what resolution")
+
+    def __init__(self, session: Session, *, sort: str | None = None, color: str = "region",
+                 series: list[str] | None = None, window: tuple[float, float] | None = None, **params):
+        super().__init__(**params)
+        self.session, self.pyramid = session, CountPyramid(session)
+        self._columns, self._redrawing = unit_columns(session), False
+        if sort is None:
+            sort = "region" if session.units["region"].nunique() > 1 else "table order"
+        if series is None:
+            narrow = [name for name, s in session.series.items() if s.values.shape[1] <= len(CATEGORIES)]
+            series = (narrow or list(session.series))[:2]
+        for kind, what, names, known in [
+            ("sort", "unit column to sort by", [sort], ["table order", *self._columns]),
+            ("color", "unit column to colour by", [color], ["none", *self._columns]),
+            ("series", "series", series, list(session.series)),
+        ]:
+            for name in names:
+                if name not in known:
+                    raise UnknownName(what, name, known, where=f"session {session.id!r}")
+            self.param[kind].objects = known
+        self._plots = pn.Column(sizing_mode="stretch_width")
+        self._legend = pn.pane.HTML(sizing_mode="stretch_width", margin=(2, 10))
+        with param.parameterized.discard_events(self):
+            self.param.update(sort=sort, color=color, series=list(series), window=self._checked(window))
+        self._rebuild()
+
+    def code(self) -> str:
+        """The cell that makes this view."""
+        window = None if self.window is None else tuple(round(float(t), 4) for t in self.window)
+        return (f"from workbench.apps.raster import Raster\nfrom workbench.catalog import open_recording\n\n"
+                f"session = open_recording({self.recording or self.session.id!r})\n"
+                f"Raster(session, sort={self.sort!r}, color={self.color!r}, series={self.series!r}, window={window})")
+
+    def __panel__(self):
+        s = self.session
+        badge = ('<span style="background:#d55e00;color:#fff;border-radius:4px;padding:2px 8px;font-size:12px;'
+                 'letter-spacing:1px;vertical-align:middle">SIMULATED</span>') if s.simulated else ""
+        about = " · ".join(html.escape(text) for text in (s.species, s.subject, s.task) if text)
+        title = pn.pane.HTML(f'<span style="font-size:20px;font-weight:600">{html.escape(s.id)}</span> &nbsp; {badge}'
+                             f'<span style="opacity:.65;font-size:13px;margin-left:10px">{about}</span>',
+                             margin=(5, 10))
+        choose = pn.FlexBox(
+            pn.widgets.Select.from_param(self.param.sort, name="Sort units by", width=170),
+            pn.widgets.Select.from_param(self.param.color, name="Colour rows by", width=170),
+            pn.widgets.MultiChoice.from_param(self.param.series, name="Series beneath", width=360, solid=False))
+        status = pn.pane.HTML(self.param.status, margin=(0, 10), sizing_mode="stretch_width",
+                              styles={"font-variant-numeric": "tabular-nums", "font-size": "13px"})
+        changes = [self.param.window, self.param.sort, self.param.color, self.param.series]
+        code = pn.Card(pn.pane.Markdown(pn.bind(lambda *_: f"```python\n{self.code()}\n```", *changes)),
+                       title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
+        return pn.Column(title, choose, status, self._legend, self._plots, code, sizing_mode="stretch_width")
+
+    @param.depends("sort", "color", "series", watch=True)
+    def _rebuild(self) -> None:
+        self._order = sort_units(self.session, self.sort)
+        self._groups, colors, self._legend.object = _row_colors(
+            self._columns.get(self.color), self.color, len(self._order))
+        self._palette = [f"{color}{alpha:02x}" for color in colors
+                         for alpha in [0, *np.linspace(48, 255, SHADES - 1).astype(int)]]
+        view = RangeXY(x_range=self.window)                             # one for all plots: they show the same time
+        beneath = [("population", self._population, 84)]
+        if len(self.session.trials):
+            beneath.append(("trials", self._trials, 34))
+        beneath += [(name, partial(self._one_series, name), 100) for name in self.series]
+        self._image(self.window, None, 1000, 400, 1.0)                  # so that the status is true before it is drawn
+        plots = [self._raster(view)]
+        for i, (name, draw, height) in enumerate(beneath, 1):
+            last, trials = i == len(beneath), name == "trials"
+            plots.append(hv.DynamicMap(draw, streams=[view]).opts(*self._options(
+                height + 46 * last, [self._frame] if trials else [self._frame, self._fit],
+                xaxis="bottom" if last else None, yticks=[(0.5, "trials")] if trials else 3)))
+        self._plots[:] = [pn.pane.HoloViews(p, sizing_mode="stretch_width", linked_axes=True, margin=0) for p in plots]
+
+    @param.depends("window", watch=True)
+    def _moved(self) -> None:
+        if not self._redrawing:
+            self._rebuild()
+
+    def _checked(self, window) -> tuple[float, float] | None:
+        if window is None:
+            return None
+        start, stop = max(window[0], self.pyramid.start), min(window[1], self.pyramid.stop)
+        if not start < stop:
+            raise WorkbenchError(f"the window {window[0]:g} to {window[1]:g} s shows nothing of {self.session.id!r}; "
+                                 f"choose one inside {self.pyramid.start:g} to {self.pyramid.stop:g} s")
+        return start, stop
+
+    def _span(self, x_range) -> tuple[float, float]:
+        """The seconds in view, inside the recording."""
+        whole = self.pyramid.start, self.pyramid.stop
+        start, stop = x_range or self.window or whole
+        start, stop = max(start, whole[0]), min(stop, whole[1])
+        return (start, stop) if start < stop else whole
+
+    # The raster itself.
+
+    def _raster(self, view: RangeXY) -> hv.Overlay:
+        n = max(len(self._order), 1)
+        height = int(np.clip(3 * n, 200, 520))
+        ticks, borders = self._blocks(height)
+        image = hv.DynamicMap(self._image, streams=[view, PlotSize(width=1000, height=height, scale=1.0)])
+        marks = hv.DynamicMap(self._marks, streams=[view])
+        lines = [hv.HLine(y).opts(color="#00000066", line_width=0.7) for y in borders]
+        return hv.Overlay([image, marks, *lines]).collate().opts(
+            *self._options(height, [self._frame, partial(self._raster_frame, n)], xaxis="top", yticks=ticks or None,
+                           ylabel="unit" if self.sort == "table order" else f"units by {self.sort}",
+                           ylim=(-0.5, n - 0.5), invert_yaxis=True, show_legend=False),
+            hv.Options("Image", cmap=self._palette, clim=(-0.5, len(self._palette) - 0.5)))
+
+    def _image(self, x_range, y_range, width, height, scale) -> hv.Image:
+        n = len(self._order)
+        top, bottom = sorted(y_range) if y_range else (-0.5, n - 0.5)
+        first, last = max(int(np.floor(top + 0.5)), 0), min(int(np.ceil(bottom + 0.5)), n)
+        start, stop = self._span(x_range)
+        drawn = self.pyramid.view(start, stop, max(int(width or 1000), 100), self._order, (first, last),
+                                  max(int(height or 400), 50))
+        self._tell(drawn, last - first, (start, stop))
+        k, rows, counts = drawn.units_per_row, max(len(drawn.counts), 1), drawn.counts
+        if not len(counts):                                             # a recording without units: one empty row
+            counts = np.zeros((1, counts.shape[1]), np.uint32)
+        group = self._groups[self._order[first:last:k]] if n else np.zeros(1, int)
+        shades = (shade(counts, SHADES) + SHADES * group[:, None]).astype(np.uint16)
+        middles = first - 0.5 + k * (np.arange(rows) + 0.5)
+        return hv.Image((drawn.centers, middles, shades, counts), ["time", "unit"], ["shade", "spikes"],
+                        bounds=(drawn.start, first - 0.5, drawn.stop, first - 0.5 + k * rows))
+
+    def _tell(self, drawn, units: int, window: tuple[float, float]) -> None:
+        total, n, width = len(self.session.spike_times), len(self._order), drawn.bin_size
+        size = f"{1e3 * width:.3g} ms" if width < 1 else f"{width:.3g} s"
+        how = f"exact to the pixel ({size})" if drawn.exact else f"binned at {size}"
+        shared = f", {drawn.units_per_row} units a row" if drawn.units_per_row > 1 else ""
+        known = self.session.resolution
+        finer = f" · spike times are known to {1e3 * known:.3g} ms only" if known > width else ""
+        simulated = "<b>SIMULATED</b> · " if self.session.simulated else ""
+        whole = (self.pyramid.start, self.pyramid.stop)
+        self._redrawing = True                                          # the plot moved the window, not the other way
+        try:
+            self.param.update(
+                status=f"{simulated}{units:,} of {n:,} units{shared} · {drawn.spikes:,} of {total:,} spikes in view · "
+                       f"{how} · {window[0]:,.2f} to {window[1]:,.2f} s{finer}",
+                window=None if np.allclose(window, whole, atol=1e-6, rtol=0) else window)
+        finally:
+            self._redrawing = False
+
+    def _marks(self, x_range, y_range) -> hv.Overlay:
+        """Where the recording is not valid, and where trials start while they can be told apart."""
+        start, stop = self._span(x_range)
+        valid = self.session.intervals
+        gaps = np.stack([[self.pyramid.start, *valid[:, 1]], [*valid[:, 0], self.pyramid.stop]], axis=1)
+        seen = (gaps[:, 1] - gaps[:, 0] > (stop - start) / 2000) & (gaps[:, 1] > start) & (gaps[:, 0] < stop)
+        onsets = self.session.trials["start"].to_numpy(float)
+        onsets = onsets[(onsets >= start) & (onsets < stop)]
+        return hv.Overlay([
+            hv.VSpans(gaps[seen][:1000]).opts(color="#9a9a9a", alpha=0.25, line_alpha=0),
+            hv.VLines(onsets if len(onsets) <= 60 else []).opts(color="#00000055", line_width=0.8, line_dash="dotted")])
+
+    def _blocks(self, height: int) -> tuple[list, list]:
+        """Ticks in the middle of, and lines between, rows of one name, where units are sorted by names."""
+        values = self._columns.get(self.sort)
+        if values is None or pd.api.types.is_numeric_dtype(values) or values.nunique() > 40:
+            return [], []
+        names = values.to_numpy()[self._order]
+        starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+        stops = np.r_[starts[1:], len(names)]
+        ticks, last = [], -np.inf
+        for a, b in zip(starts, stops, strict=True):
+            middle = (a + b - 1) / 2
+            if (middle - last) * height / len(names) >= 11:             # pixels: names would overlap
+                ticks.append((middle, str(names[a])[:12]))
+                last = middle
+        return ticks, [a - 0.5 for a in starts[1:]]
+
+    # What lies beneath it.
+
+    def _population(self, x_range, y_range) -> hv.Overlay:
+        drawn = self.pyramid.view(*self._span(x_range), 300)
+        left = drawn.start + drawn.bin_size * np.arange(len(drawn.population))
+        width = np.minimum(left + drawn.bin_size, self.pyramid.stop) - left                 # the last bin may be cut
+        rate = drawn.population / width / max(len(self._order), 1)
+        line = hv.Curve((drawn.centers, rate), "time", "population").opts(
+            color="#333333", line_width=1, interpolation="steps-mid", ylabel="spikes/s\nper unit")
+        return hv.Overlay([line])
+
+    def _trials(self, x_range, y_range) -> hv.Overlay:
+        start, stop = self._span(x_range)
+        trials = self.session.trials
+        seen = trials[(trials["stop"] > start) & (trials["start"] < stop)]
+        seen = seen.iloc[::-(-len(seen) // 2000) or 1]                  # thinner than a pixel beyond that
+        says = [c for c in trials.columns if c not in ("start", "stop")][:8]
+        rows = [(a, 0, b, 1, i % 2, i, *more) for i, a, b, more in zip(
+            seen.index, seen["start"], seen["stop"], seen[says].astype(str).itertuples(index=False), strict=True)]
+        bands = hv.Rectangles(rows, ["time", "low", "until", "high"], ["odd", "trial", *says]).opts(
+            color="odd", cmap=["#88a6c4", "#c5d3e2"], clim=(0, 1), line_alpha=0, tools=["hover"], ylabel="")
+        return hv.Overlay([bands])
+
+    def _one_series(self, name: str, x_range, y_range) -> hv.Overlay:
+        start, stop = self._span(x_range)
+        s = self.session.series[name]
+        columns = s.columns or [str(i) for i in range(s.values.shape[1])]
+        label = f"{name}\n({s.unit})" if s.unit else name
+        if len(columns) > len(CATEGORIES):
+            values = resample(s.times, s.values, start, stop, 600)
+            low, high = np.nanpercentile(values, [1, 99]) if np.isfinite(values).any() else (0, 1)
+            return hv.Overlay([hv.Image(
+                (np.linspace(start, stop, 601)[:-1] + (stop - start) / 1200, np.arange(len(columns)), values.T),
+                ["time", "column"], name, bounds=(start, -0.5, stop, len(columns) - 0.5)).opts(
+                cmap="viridis", clim=(low, max(high, low + 1e-9)), ylabel=label)])
+        times, values = envelope(s.times, s.values, start, stop)
+        return hv.Overlay([
+            hv.Curve((times, values[:, i]), "time", name, label=str(column)).opts(
+                color=CATEGORIES[i], line_width=1, ylabel=label)
+            for i, column in enumerate(columns)]).opts(legend_position="right", legend_opts={
+                "label_text_font_size": "8pt", "padding": 2, "spacing": 0, "margin": 4, "border_line_alpha": 0,
+                "label_height": 12, "glyph_height": 12, "glyph_width": 12})
+
+    # Shared by all plots.
+
+    def _options(self, height: int, hooks: list, **options) -> tuple:
+        """Options of one plot: time is panned and zoomed, and only the raster has the tools and the axis beside it."""
+        tools = {"default_tools": ["box_zoom", "reset", "save"] if height > 150 else [],
+                 "tools": ["xpan", "xwheel_zoom", *(["hover"] if height > 150 else [])],
+                 "active_tools": ["xpan", "xwheel_zoom"]}
+        whole = self.window or (self.pyramid.start, self.pyramid.stop)
+        return (hv.Options("Overlay", height=height, responsive=True, xlim=whole, hooks=hooks, xlabel="time (s)",
+                                toolbar="right" if height > 150 else None,
+                                fontsize={"ticks": "9pt", "labels": "10pt"}, **tools, **options),
+                *(hv.Options(kind, **tools) for kind in ("Image", "Curve")))
+
+    def _frame(self, plot, element) -> None:
+        """Times aligned under each other, and no way out of the recording."""
+        plot.state.update(min_border_left=MARGIN, min_border_right=MARGIN, min_border_top=4, min_border_bottom=4)
+        plot.handles["x_range"].update(bounds=(self.pyramid.start, self.pyramid.stop), min_interval=0.01)
+        for tool in plot.state.select(type=WheelZoomTool):
+            tool.maintain_focus = False                                 # else zooming out stops short of the whole
+        if hasattr(plot.handles["yaxis"].ticker, "num_minor_ticks"):
+            plot.handles["yaxis"].ticker.num_minor_ticks = 0
+        plot.handles["yaxis"].axis_label_text_font_style = plot.handles["xaxis"].axis_label_text_font_style = "normal"
+
+    def _fit(self, plot, element) -> None:
+        """The y axis follows what is in view, which HoloViews would only do by forgetting the zoom too."""
+        low, high = element.range(1)
+        if np.isfinite([low, high]).all():
+            pad = 0.06 * (high - low) or 1.0
+            plot.handles["y_range"].update(start=low - pad, end=high + pad)
+
+    def _raster_frame(self, n: int, plot, element) -> None:
+        plot.handles["y_range"].update(bounds=(-0.5, n - 0.5), min_interval=1)
+        ticker = plot.handles["yaxis"].ticker
+        if hasattr(ticker, "min_interval"):
+            ticker.min_interval = 1                                     # no unit 89.5
+        hover = next(iter(plot.state.select(type=HoverTool)), None)
+        if hover is None or "units" in hover.tags:                      # this hook runs at every redraw
+            return
+        units, rates = self.session.units, self.session.rates()
+        said = [f"{units['id'][u]} · {units['region'][u]} · {rates[u]:.2f} spikes/s" for u in self._order]
+        hover.update(tags=["units"],
+                     tooltips=[("unit", "$y{custom}"), ("time", "$x{0.000} s"), ("spikes here", "@spikes")],
+                     formatters={"$y": CustomJSHover(args={"said": said},
+                                                     code="return said[Math.round(special_vars.y)] ?? ''")})
+
+
+def _row_colors(values: pd.Series | None, name: str, units: int) -> tuple[np.ndarray, list[str], str]:
+    """The colour group of every unit [N], the colour of every group, and a legend as HTML."""
+    if values is None or values.nunique() < 2:
+        return np.zeros(units, int), ["#1b1b1b"], ""
+    if not pd.api.types.is_numeric_dtype(values):
+        groups, names = pd.factorize(values, sort=True)
+        colors = [CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))]
+        entries = [_swatch(f"11px;background:{color}") + html.escape(str(said))
+                   for color, said in zip(colors[:24], names[:24], strict=True)]
+    else:
+        number = values.to_numpy(float)
+        rank = pd.Series(number).rank(pct=True).fillna(0).to_numpy()    # else a few fast units would take all colours
+        groups, colors = np.minimum((rank * len(SCALE)).astype(int), len(SCALE) - 1), SCALE
+        entries = [f"{np.nanmin(number):.3g}", _swatch(f"120px;background:linear-gradient(90deg,{','.join(SCALE)})"),
+                   f"{np.nanmax(number):.3g} (coloured by rank)"]
+    label = f'<span style="opacity:.7;margin-right:10px">{html.escape(name)}</span>'
+    return groups, colors, f'<div style="font-size:12px">{label}{"".join(entries)}</div>'
+
+
+def _swatch(style: str) -> str:
+    return f'<span style="display:inline-block;height:11px;border-radius:2px;margin:0 5px 0 10px;width:{style}"></span>'
+
+
+def app() -> pn.viewable.Viewable:
+    """The served page: a new state for every visitor."""
+    return served("Raster", Raster, state=("sort", "color", "series", "window"))
+
+
+if pn.state.served:
+    app().servable(title="Raster · spike workbench")
