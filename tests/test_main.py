@@ -49,7 +49,7 @@ def test_the_same_command_goes_on_with_a_stopped_run(recording, tmp_path, capsys
 
     command = ["train", "gru", f"data={recording}", "--run", str(folder), *SMALL]
     monkeypatch.setattr(trainer.Reporter, "__call__", stop_at_7)
-    assert main(command) == 0
+    assert main(command) == 130
     out = capsys.readouterr().out
     assert "stopped with a checkpoint at step 7" in out and str(folder) in out
     monkeypatch.undo()
@@ -69,7 +69,7 @@ def test_ctrl_c_in_the_terminal_leaves_a_checkpoint(recording, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
+    assert process.returncode == 130, err
     assert "stopped with a checkpoint" in out and "Traceback" not in err
     assert Run(tmp_path / "run").state == "stopped" and list((tmp_path / "run/checkpoints").glob("step-*.pt"))
 

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from workbench.errors import WorkbenchError
 
@@ -96,6 +97,7 @@ def train(args: argparse.Namespace) -> int:
         print(("finished before; " if here else "") + _table(run.result(), run.path))
     elif state == "stopped":
         print(f"stopped with a checkpoint at step {run.status.get('step', 0)}; go on with: {_again(args, folder)}")
+        return 130
     else:
         print(f"started {run.path}; see it with: python -m workbench runs {run.path.parent}")
     return 0
@@ -123,7 +125,8 @@ def _table(result: dict[str, Any], folder: Path) -> str:
     steps = f"{protocol['steps']:,} steps{best}" if protocol["steps"] else "solved at once"
     lines += [f"  {steps}, {protocol['parameters']:,} parameters, {protocol['wall_s']:,.0f} s on "
               f"{protocol['machine']['threads']} threads ({protocol['machine']['device']}), seed {protocol['seed']}",
-              f"run folder: {folder}", "look closer: python -m workbench serve, then http://localhost:5006"]
+              f"run folder: {folder}",
+              f"look closer: python -m workbench serve, then http://localhost:5006/runs?run={quote(str(folder))}"]
     return "\n".join(lines)
 
 

@@ -84,23 +84,14 @@ def test_a_run_that_fails_tells_why(tiny, tmp_path):
     assert run.state == "failed"
 
 
-def test_reading_a_run_imports_no_torch(tiny, tmp_path, python):
-    launch(tiny.with_(budget={"steps": 3}), on="here", run=tmp_path / "run")
-    out = python("""
-import sys, workbench
-run = workbench.Run(sys.argv[1])
-print(len(run.metrics()), run.state, run.result()["scores"].keys(), run.log(), workbench.runs(run.path.parent), run)
-run._repr_html_(), run.recipe, run.wait(), run.stop()
-print("torch" in sys.modules)
-""", tmp_path / "run")
-    assert out.splitlines()[-1] == "False"
-
-
-def test_the_monitor_shows_a_run_without_torch(tiny, tmp_path, python):
+def test_reading_and_watching_a_run_imports_no_torch(tiny, tmp_path, python):
     launch(tiny.with_(baselines=["ridge"], budget={"steps": 20}), on="here", run=tmp_path / "run")
     out = python("""
 import sys, workbench
-view = workbench.Run(sys.argv[1]).watch()
+run = workbench.Run(sys.argv[1])
+len(run.metrics()), run.state, run.result(), run.log(), workbench.runs(run.path.parent), repr(run), run._repr_html_()
+run.recipe, run.wait(), run.stop()
+view = run.watch()
 view.__panel__()
 shown = [len(view._curve.data["step"]), len(view._valid.data["step"])]
 print(*shown, sorted(view._dashed), "simulated" in view._head.object)

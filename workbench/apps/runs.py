@@ -16,6 +16,8 @@ import param
 from bokeh.models import ColumnDataSource, Range1d, Span
 from bokeh.plotting import figure
 
+from workbench.display import page
+from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.run import ENDED, Run, newest_rows, runs
 
@@ -47,7 +49,7 @@ class RunMonitor(pn.viewable.Viewer):
         self._resume = pn.widgets.Button(name="Resume", button_type="primary", width=90)
         self._stop.on_click(lambda _: self._act("stop"))
         self._resume.on_click(lambda _: self._act("resume"))
-        self._ticking = None
+        self._ticking, self._on_show = None, False
         self._plots()
         self.run = first
         self._open()
@@ -69,6 +71,7 @@ class RunMonitor(pn.viewable.Viewer):
         self._r2.center = [r for r in self._r2.center if not isinstance(r, Span)]
         self._curve.data, self._valid.data = {"step": [], "loss": [], "smooth": []}, {"step": [], "valid_r2": []}
         self.refresh()
+        self._tick()
 
     def refresh(self) -> None:
         """Take in what the run has written since the last look."""
@@ -138,12 +141,28 @@ class RunMonitor(pn.viewable.Viewer):
         self.refresh()
 
     def _tick(self) -> None:
-        if self._ticking is None and self.run is not None and Run(self.run).state not in ENDED:
+        if self._on_show and self._ticking is None and self.run is not None and Run(self.run).state not in ENDED:
             self._ticking = pn.state.add_periodic_callback(self.refresh, period=self.interval)
 
     def __panel__(self) -> pn.viewable.Viewable:
+        self._on_show = True
         self._tick()
         chooser = [pn.widgets.Select.from_param(self.param.run, name="Run", sizing_mode="stretch_width")]
         return pn.Column(*chooser * self._choose, self._head, pn.Row(self._progress, self._stop, self._resume),
                          pn.Row(pn.pane.Bokeh(self._loss, sizing_mode="stretch_width"),
                                 pn.pane.Bokeh(self._r2, sizing_mode="stretch_width")), sizing_mode="stretch_width")
+
+
+def app() -> pn.viewable.Viewable:
+    """The served page: the run that `?run=FOLDER` names, or a choice of the runs in `?folder=` (else in `runs`)."""
+    asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
+    try:
+        view = RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"))
+    except WorkbenchError as error:
+        return page("Runs", pn.pane.Alert(html.escape(str(error)), alert_type="danger"))
+    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
+    return page("Runs", home, view)
+
+
+if pn.state.served:
+    app().servable(title="Runs · spike workbench")

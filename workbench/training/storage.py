@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -30,12 +31,21 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None], *, durable: b
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    for wait in (0.01, 0.1, 1.0):                                       # Windows refuses while a reader has it open
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(temporary, path)
 
 
 def _sync_folder(folder: Path) -> None:
