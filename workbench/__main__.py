@@ -139,7 +139,7 @@ def list_runs(args: argparse.Namespace) -> int:
 
 def prepare(args: argparse.Namespace) -> int:
     from workbench import catalog
-    print(catalog.prepare(args.dataset))
+    catalog.prepare(args.dataset)
     return 0
 
 
