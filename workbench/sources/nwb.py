@@ -25,7 +25,7 @@ import pandas as pd
 from hdmf.common import DynamicTable, VectorIndex
 from pynwb import NWBHDF5IO, NWBFile
 
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, UnknownName
 from workbench.files import existing
 from workbench.session import Session, overlap
 from workbench.sources import nwb_series, nwb_tables, nwb_write
@@ -54,19 +54,17 @@ def read(path: str | Path, *, id: str | None = None, series: Iterable[str] | Non
     or whose spikes cannot be: unsorted within a unit, not finite, in samples or milliseconds.
     """
     path = existing(path).resolve()
-    _check_format(path)
     wanted = None if series is None else list(series)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(hdmf|pynwb)\b.*")       # about versions of the format
-            with NWBHDF5IO(path, "r") as io:
-                nwb = io.read()
-                with warnings.catch_warnings():
-                    warnings.simplefilter("default")
-                    own = nwb_write.header(nwb)
-                    session = nwb_write.restore(nwb, own, path) if own else _session(nwb, path, wanted, units_table)
+        _check_format(path)
+        with NWBHDF5IO(path, "r") as io:
+            nwb = _quietly(io)
+            own = nwb_write.header(nwb)
+            session = nwb_write.restore(nwb, own, path) if own else _session(nwb, path, wanted, units_table)
     except BadRecording as error:
         raise BadRecording(f"{path}: {error}") from None
+    except UnknownName:
+        raise
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadRecording(f"{path}: cannot be read as NWB ({type(error).__name__}: {said}); something in it is "
@@ -76,18 +74,25 @@ def read(path: str | Path, *, id: str | None = None, series: Iterable[str] | Non
     return replace(session, id=id, checked=True) if id else session
 
 
+def _quietly(io: NWBHDF5IO) -> NWBFile:
+    """The file's structure. pynwb warns of versions of the format, about which a reader can do nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return io.read()
+
+
 def _check_format(path: Path) -> None:
     if not h5py.is_hdf5(path):
-        raise BadRecording(f"{path} is not an NWB file: it is not HDF5; if it should be, its beginning is damaged")
+        raise BadRecording("not an NWB file: it is not HDF5; if it should be, its beginning is damaged")
     with h5py.File(path, "r") as file:
         if "nwb_version" in file.attrs:
             return
         if file.attrs.get("object") in ("Data", b"Data"):
-            raise BadRecording(f"{path} is not NWB but HDF5 in torch_brain's layout; open it with Session.open")
+            raise BadRecording("not NWB but HDF5 in torch_brain's layout; open it with Session.open")
         if "nwb_version" in file:
-            raise BadRecording(f"{path} is NWB 1, which nothing reads any more; convert it to NWB 2")
-        raise BadRecording(f"{path} is HDF5 but not NWB (it has no attribute nwb_version); read it with the source "
-                           "that knows its format")
+            raise BadRecording("NWB 1, which nothing reads any more; convert it to NWB 2")
+        raise BadRecording("HDF5 but not NWB (it has no attribute nwb_version); read it with the source that knows its "
+                           "format")
 
 
 def _session(nwb: NWBFile, path: Path, wanted: list[str] | None, units_table: str) -> Session:
@@ -251,7 +256,5 @@ def _shown(nwb: NWBFile, trials: pd.DataFrame, stimuli: pd.DataFrame, pictures: 
 
 def load_images(path: Path, name: str) -> np.ndarray:
     """The stimulus pictures [n, height, width(, 3)] of the template `name` in the file, opened for this alone."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with NWBHDF5IO(existing(path), "r") as io:
-            return nwb_series.picture_data(io.read().stimulus_template[name], path)
+    with NWBHDF5IO(existing(path), "r") as io:
+        return nwb_series.picture_data(_quietly(io).stimulus_template[name], path)

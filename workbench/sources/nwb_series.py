@@ -1,4 +1,4 @@
-"""Signals and pictures of an NWB file: behaviour and dF/F as series, the cells of calcium recordings, stimulus templates.
+"""Signals and pictures of an NWB file: behaviour and dF/F as series, cells of calcium recordings, stimulus pictures.
 
     processing/*, acquisition → every TimeSeries of numbers that is not a raw recording of neurons or a video → series
     DfOverF, Fluorescence     → the series dF/F, one column a cell, and the cells with their regions and places
@@ -24,7 +24,7 @@ from pynwb.image import ImageSeries, IndexSeries
 from pynwb.misc import AnnotationSeries, DecompositionSeries, IntervalSeries
 from pynwb.ophys import DfOverF, RoiResponseSeries
 
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, UnknownName
 from workbench.session import Series
 from workbench.sources.nwb_tables import counts, scalars
 from workbench.validity import LONGEST
@@ -39,9 +39,12 @@ def series(nwb: NWBFile, wanted: list[str] | None) -> tuple[dict[str, Series], p
 
     Names that several signals share are told apart by the container and module they lie in.
     """
-    found = [(*place, signal) for place, signal in _signals(nwb)]
-    signals, cells, left = {}, None, []
-    for name, (_, container, signal) in zip(_names(found), found, strict=True):
+    found = list(_signals(nwb))
+    signals, cells, left, names = {}, None, [], _names(found)
+    for name in wanted or ():
+        if name not in names:
+            raise UnknownName("series", name, names, where=f"{nwb.identifier}")
+    for name, (_, container, signal) in zip(names, found, strict=True):
         if wanted is not None and name not in wanted and not isinstance(signal, RoiResponseSeries):
             continue
         if wanted is None and (signal.rate or 0) > FASTEST:
@@ -58,12 +61,12 @@ def series(nwb: NWBFile, wanted: list[str] | None) -> tuple[dict[str, Series], p
     return signals, cells
 
 
-def _signals(nwb: NWBFile) -> Iterator[tuple[tuple[str, object], TimeSeries]]:
-    for module in nwb.processing.values():
-        for item in module.data_interfaces.values():
-            yield from (((module.name, container), signal) for container, signal in _inside(item, None))
-    for item in nwb.acquisition.values():
-        yield from ((("acquisition", container), signal) for container, signal in _inside(item, None))
+def _signals(nwb: NWBFile) -> Iterator[tuple[str, object, TimeSeries]]:
+    """The signals of the file, each with the module and, where there is one, the container that it lies in."""
+    places = {name: module.data_interfaces for name, module in nwb.processing.items()}
+    for module, items in (places | {"acquisition": nwb.acquisition}).items():
+        for item in items.values():
+            yield from ((module, container, signal) for container, signal in _inside(item, None))
 
 
 def _inside(item, container) -> Iterator[tuple[object, TimeSeries]]:
@@ -109,7 +112,7 @@ def _series(name: str, container, signal: TimeSeries) -> Series:
     times = None if signal.timestamps is None else np.asarray(signal.timestamps[:], np.float64)
     if len(values) != (len(values) if times is None else len(times)) or len(columns) not in (0, values.shape[1]):
         if values.shape[1] == len(times if times is not None else values.T) and len(columns) in (0, len(values)):
-            warnings.warn(f"series {name!r} is stored as columns by samples; it is read the other way round", stacklevel=2)
+            warnings.warn(f"series {name!r} is stored as columns by samples; it is read turned round", stacklevel=2)
             values = values.T
         else:
             raise ValueError(f"values of shape {values.shape} for {len(times) if times is not None else '?'} times")

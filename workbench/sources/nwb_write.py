@@ -90,7 +90,9 @@ def _vectors(found: list[Column], taken: set[str], fixed: dict[str, str]) -> tup
     for column in found:
         name = fixed.get(column.name) or file_name(column.name, taken)
         taken.add(name)
-        data = column.values.tolist() if column.text else column.values
+        data = column.values
+        if column.text:
+            data = data.tolist() or np.empty(0, "S1")                   # hdmf asks of an empty list of what it is empty
         vectors.append(VectorData(name=name, description=column.name, data=data))
         described.append({"name": column.name, "field": name, "text": column.text, "missing": column.missing,
                           "dtype": None if column.text else column.values.dtype.str})
@@ -205,7 +207,7 @@ def _restored(signal: TimeSeries, described: dict) -> Series:
 
 
 def _untruth(data, described: dict) -> np.ndarray:
-    values = data[:]
-    values = np.array([_decoded(v) for v in values], str) if described["dtype"] is None else np.asarray(
-        values).astype(described["dtype"])
-    return values.reshape(described["shape"])
+    values = np.atleast_1d(data[()] if hasattr(data, "shape") else np.array(data))      # hdmf unwraps arrays of one
+    if described["dtype"] is None:
+        values = np.array([_decoded(v) for v in values.tolist()], str)
+    return values.astype(described["dtype"] or str).reshape(described["shape"])

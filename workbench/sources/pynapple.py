@@ -22,7 +22,8 @@ def convert(session: Session) -> dict:
     """A dict of `units` (TsGroup), `trials`, `stimuli`, `intervals` (IntervalSet) and every series by name (TsdFrame).
 
     Keys of `units` are rows of the unit table. Spikes and samples outside the valid intervals are left out, and so are
-    trials without a length; pynapple joins trials that overlap, and says so. Raises NeedsPynapple where it is not installed.
+    trials without a length; pynapple joins trials that overlap, and says so. Raises NeedsPynapple where it is not
+    installed.
     """
     try:
         import pynapple as nap

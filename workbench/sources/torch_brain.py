@@ -4,7 +4,8 @@
     every other time series → one series a field: group `hand` with fields `pos` and `vel` → hand_pos, hand_vel
 
 Facts of the format are from torch_brain 0.2.1: every group names its class in the attribute `object`; text is ASCII
-bytes, its fields listed in `_unicode_keys`; a regular series with gaps has samples outside its domain that nobody measured.
+bytes, its fields listed in `_unicode_keys`; a regular series with gaps has samples outside its domain that nobody
+measured.
 """
 
 from __future__ import annotations
