@@ -93,6 +93,8 @@ class Session:
         put("spike_times", numbers(self, "spike_times", np.float64))
         put("spike_units", numbers(self, "spike_units", np.int32))
         put("units", self.units.reset_index(drop=True) if checked else _unit_table(self.units))
+        put("trials", self.trials.reset_index(drop=True))
+        put("stimuli", self.stimuli.reset_index(drop=True))
         put("series", dict(self.series) if checked else {n: Series(*series_of(self, n)) for n in self.series})
         if not checked:
             check(self)

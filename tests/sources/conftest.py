@@ -44,6 +44,7 @@ def full_session(seed: int = 0, n: int = 7, spikes: int = 3000, **changes) -> Se
             "snr": rng.normal(size=n),
             "spikes": rng.integers(0, 9, n).astype(np.int32),
             "good": rng.random(n) > 0.5,
+            "unit_name": np.arange(n),
             "waveform/peak": rng.normal(size=n).astype(np.float32),
             "note": [None if i == 1 else "naïve \\ 'x'" for i in range(n)],
         }

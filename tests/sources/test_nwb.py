@@ -202,19 +202,21 @@ def test_scalar_columns_are_metrics_and_ragged_ones_stay_behind(store):
 
 def test_the_session_is_valid_where_the_units_were_observed(store):
     nwb = add_units(
-        lab_file(), region=["a"] * 3, obs_intervals=[[[0.0, 4], [8, 10]], [[0.0, 4], [9, 10]], [[1.0, 4], [8, 10]]]
+        lab_file(),
+        region=["a"] * 3,
+        obs_intervals=[[[0.0, 4.0], [8.0, 10.0]], [[0.0, 4.0], [9.0, 10.0]], [[1.0, 4.0], [8.0, 10.0]]],
     )
     assert Session.from_nwb(store(nwb)).intervals.tolist() == [[1, 4], [9, 10]]
 
 
 def test_units_observed_at_different_times_leave_the_session_valid_where_any_was(store):
-    nwb = add_units(lab_file(), region=["a"] * 3, obs_intervals=[[[0.0, 5]], [[4.0, 10]], [[8.0, 10]]])
+    nwb = add_units(lab_file(), region=["a"] * 3, obs_intervals=[[[0.0, 5.0]], [[4.0, 10.0]], [[8.0, 10.0]]])
     with pytest.warns(UserWarning, match="observed at different times"):
         assert Session.from_nwb(store(nwb)).intervals.tolist() == [[0, 10]]
 
 
 def test_invalid_times_are_cut_out(store):
-    nwb = add_units(lab_file(), region=["a"] * 3, obs_intervals=[[[0.0, 10]]] * 3)
+    nwb = add_units(lab_file(), region=["a"] * 3, obs_intervals=[[[0.0, 10.0]]] * 3)
     nwb.add_invalid_time_interval(start_time=2.0, stop_time=3.0)
     assert Session.from_nwb(store(nwb)).intervals.tolist() == [[0, 2], [3, 10]]
 
@@ -342,7 +344,7 @@ def add_calcium(nwb: NWBFile, data: np.ndarray) -> NWBFile:
     return nwb
 
 
-@pytest.mark.filterwarnings("ignore:RoiResponseSeries")
+@pytest.mark.filterwarnings("ignore:The linked table")
 def test_calcium_without_spikes_is_a_session_whose_units_are_the_cells(store):
     data = np.arange(40.0).reshape(20, 2)
     session = Session.from_nwb(store(add_calcium(lab_file(), data)))
@@ -353,7 +355,7 @@ def test_calcium_without_spikes_is_a_session_whose_units_are_the_cells(store):
     np.testing.assert_array_equal(session.select(["100"]).series["dF/F"].values, data[:, 1:])
 
 
-@pytest.mark.filterwarnings("ignore:RoiResponseSeries")
+@pytest.mark.filterwarnings("ignore:The linked table")
 def test_calcium_stored_cells_by_frames_is_turned_round(store):
     data = np.arange(40.0).reshape(20, 2)
     path = store(add_calcium(lab_file(), data.T.copy()))

@@ -75,7 +75,7 @@ def _write(session: Session, file: h5py.File) -> None:
     _index(spikes, times, _reach(session), header)
 
     found = columns(session.units, f"{session.id}: the unit table")
-    header["units"] = _table(file, "units", "ArrayDict", found, header)
+    header["units"] = _table(file, "units", "ArrayDict", found, header, {"id": "id", "region": "region"})
     for name in ("trials", "stimuli"):
         found = columns(getattr(session, name), f"{session.id}: the table {name!r}")
         header[name] = _table(file, name, "Interval", found, header, {"start": "start", "stop": "end"})
@@ -161,21 +161,21 @@ def _runs(series: Series) -> np.ndarray:
     return np.stack([times[np.r_[0, cuts + 1]], times[np.r_[cuts, len(times) - 1]] + series.interval], axis=1)
 
 
-def _table(file: h5py.File, name: str, kind: str, found: list[Column], header: dict, fixed: dict | None = None) -> list:
+def _table(file: h5py.File, name: str, kind: str, found: list[Column], header: dict, fixed: dict[str, str]) -> list:
     group, described, unicode_keys, timekeys = file.create_group(name), [], [], ["start", "end"]
-    taken = set(RESERVED) - {"id"}
+    taken = RESERVED | set(fixed.values())
     bounds = {c.name: c.values for c in found if c.name in ("start", "stop")}
     for column in found:
-        field = (fixed or {}).get(column.name) or file_name(column.name, taken)
-        taken.add(field)
+        field = fixed.get(column.name) or file_name(column.name, taken)
+        taken |= {field}
         values, escaped = _bytes(column.values) if column.text else (column.values, False)
         _array(group, field, values, header)
         described.append({"name": column.name, "field": field, "escaped": escaped, "missing": column.missing})
         if column.text:
             unicode_keys.append(field)
-        elif fixed and field not in fixed.values() and _is_moment(column, **bounds):
+        elif kind == "Interval" and column.name not in fixed and _is_moment(column, **bounds):
             timekeys.append(field)
-    _object(group, kind, _unicode_keys=unicode_keys, **({"timekeys": timekeys} if fixed else {}))
+    _object(group, kind, _unicode_keys=unicode_keys, **({"timekeys": timekeys} if kind == "Interval" else {}))
     return described
 
 

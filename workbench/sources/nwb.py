@@ -68,7 +68,7 @@ def read(path: str | Path, *, id: str | None = None, series: Iterable[str] | Non
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadRecording(f"{path}: cannot be read as NWB ({type(error).__name__}: {said}); something in it is "
-                           "missing or damaged, and `python -m pynwb.validate` on it says what") from error
+                           "missing or damaged, and the command pynwb-validate says what") from error
     if wanted is not None:
         session = replace(session, series={name: session.get_series(name) for name in wanted}, checked=True)
     return replace(session, id=id, checked=True) if id else session

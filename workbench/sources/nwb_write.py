@@ -84,9 +84,9 @@ def _file(session: Session) -> NWBFile:
     return nwb
 
 
-def _vectors(found: list[Column], taken: set[str], fixed: dict[str, str]) -> tuple[list[VectorData], list[dict]]:
+def _vectors(found: list[Column], fixed: dict[str, str]) -> tuple[list[VectorData], list[dict]]:
     vectors, described = [], []
-    taken = set(taken) | TAKEN
+    taken = TAKEN | set(fixed.values())
     for column in found:
         name = fixed.get(column.name) or file_name(column.name, taken)
         taken.add(name)
@@ -102,7 +102,8 @@ def _vectors(found: list[Column], taken: set[str], fixed: dict[str, str]) -> tup
 def _units(session: Session) -> tuple[Units, list[dict], np.ndarray | None]:
     """The units table, its columns' names, and the unit of every spike where the units table cannot order them."""
     n, times, rows = len(session.units), session.spike_times, session.spike_units
-    vectors, described = _vectors(columns(session.units, f"{session.id}: the unit table"), set(), {"id": "unit_name"})
+    found = columns(session.units, f"{session.id}: the unit table")
+    vectors, described = _vectors(found, {"id": "unit_name", "region": "region"})
     ends = np.cumsum(np.bincount(rows, minlength=n)).astype(np.uint64)
     by_unit = times[np.argsort(rows, kind="stable")]
     spikes = VectorData(name="spike_times", description="spike times in seconds", data=by_unit)
@@ -122,7 +123,7 @@ def _units(session: Session) -> tuple[Units, list[dict], np.ndarray | None]:
 
 def _events(session: Session, name: str, stored: str) -> tuple[TimeIntervals, list[dict]]:
     found = columns(getattr(session, name), f"{session.id}: the table {name!r}")
-    vectors, described = _vectors(found, set(), {"start": "start_time", "stop": "stop_time"})
+    vectors, described = _vectors(found, {"start": "start_time", "stop": "stop_time"})
     ids = ElementIdentifiers(name="id", data=np.arange(len(getattr(session, name))))
     return TimeIntervals(name=stored, description=f"{name} of the session", columns=vectors, id=ids,
                          colnames=[v.name for v in vectors]), described
