@@ -1,0 +1,54 @@
+"""Every notebook runs from top to bottom on small data without a network, and is kept without its outputs."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+# What makes a notebook small. Each reads only what it knows.
+SMALL = {"WORKBENCH_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+UNSET = ("WORKBENCH_DATA", "WORKBENCH_CATALOG")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+def test_no_cell_errors_or_stays_blank(notebook, tmp_path, monkeypatch):
+    for name in UNSET:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    there = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=there).execute()    # raises at a failing cell
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any("text/html" in output.get("data", {}) for output in outputs)
+
+
+def test_outputs_are_stripped(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_the_first_cells_say_what_and_load_the_workbench(notebook):
+    head, first = notebook.cells[0], next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert head.cell_type == "markdown"
+    for word in ("Question", "Data", "Time and memory"):
+        assert word in head.source
+    assert first.source.splitlines()[0] == "import workbench" and "workbench.notebook()" in first.source
+    assert any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
+
+
+def test_notebooks_name_no_place_of_this_computer(notebook):
+    assert str(Path.home()) not in json.dumps(notebook)
