@@ -77,7 +77,7 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
     catalog = open_catalog()
     names = [name for dataset in catalog for name in _recordings(catalog, dataset)]
     name = asked.get("data") or names[0]
-    choice = pn.widgets.Select(name="Recording", options=list(dict.fromkeys([name, *names])), value=name, width=300)
+    choice = pn.widgets.Select(name="Recording", options=list(dict.fromkeys([name, *names])), value=name, width=440)
     home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
 
     def complain(error: Exception) -> None:

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -75,12 +74,3 @@ def served(tmp_path_factory):
 def hub(served) -> str:
     """The address of the hub, by the literal command of the README."""
     return served("workbench/apps/")
-
-
-def wait_for(happens, seconds: float = 30.0):
-    """What `happens()` returns once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := happens()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return found

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
-from conftest import wait_for
 
 from workbench import Series, Session
 from workbench.analysis.raster import CountPyramid
@@ -133,6 +132,15 @@ def address():
     server.stop()
 
 
+def wait_for(happens, seconds: float = 30.0):
+    """What `happens()` returns once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := happens()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
 def colours(shot: bytes) -> np.ndarray:
     image = pytest.importorskip("PIL.Image")
     return np.asarray(image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
@@ -140,6 +148,8 @@ def colours(shot: bytes) -> np.ndarray:
 
 def test_pixels_are_drawn_and_a_zoom_changes_them(address, page):
     url, made = address
+    said = []
+    page.on("console", lambda message: said.append(message.text) if "nonexistent field" in message.text else None)
     page.goto(url)
     canvas = page.locator(".bk-Figure").first
     canvas.wait_for()
@@ -155,6 +165,7 @@ def test_pixels_are_drawn_and_a_zoom_changes_them(address, page):
     start, stop = wait_for(lambda: made[-1].window)
     assert window is None and 0 <= start < stop <= 300 and stop - start < 250
     page.wait_for_timeout(1500)
+    assert not said, said
     assert (np.abs(colours(canvas.screenshot()) - before).max(axis=2) > 40).mean() > 0.05
     assert page.locator("text=60 of 60 units").count()
 

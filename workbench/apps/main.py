@@ -1,21 +1,23 @@
 """The hub: every dashboard and every recording of the catalog on one page. `panel serve workbench/apps/` opens it.
 
-A dashboard is one line of `DASHBOARDS`. The address `?app=raster&data=reach-sim` opens it on a recording; without `app`
-the hub shows its tiles.
+A dashboard is one line of `DASHBOARDS`. The address `?app=raster&data=reach-sim` opens it on a recording; without
+`app` the hub shows its tiles.
 """
 
 import html
 
 import panel as pn
 
-from workbench.apps import raster
+from workbench.apps import raster, runs
 from workbench.catalog import open_catalog
 from workbench.display import address, page
 from workbench.errors import UnknownName
 
 DASHBOARDS = {                                                          # name → title, what it shows, its page
     "raster": ("Raster", "Every spike of a recording, with trials and behaviour on the same time axis.", raster.app),
+    "runs": ("Runs", "A training run as it goes: curves, baselines, throughput; stop and resume it.", runs.app),
 }
+OF_A_RECORDING = ("raster",)                                            # those that `data=` makes sense for
 
 
 def app() -> pn.viewable.Viewable:
@@ -42,8 +44,8 @@ def _tiles() -> str:
 def _recordings() -> str:
     catalog, rows = open_catalog(), []
     for name, dataset in catalog.items():
-        links = " · ".join(f'<a href="{html.escape(address(app=app, data=name))}" style="color:#0072b2">{title}</a>'
-                           for app, (title, _, _) in DASHBOARDS.items())
+        links = " · ".join(f'<a href="{html.escape(address(app=app, data=name))}" style="color:#0072b2">'
+                           f"{DASHBOARDS[app][0]}</a>" for app in OF_A_RECORDING)
         if not catalog.available(name):
             links = f"not on this computer: <code>python -m workbench prepare {html.escape(name)}</code>"
         simulated = "simulated" if dataset.simulated else ""

@@ -106,16 +106,18 @@ class Raster(pn.viewable.Viewer):
         self._palette = [f"{color}{alpha:02x}" for color in colors
                          for alpha in [0, *np.linspace(48, 255, SHADES - 1).astype(int)]]
         view = RangeXY(x_range=self.window)                             # one for all plots: they show the same time
-        beneath = [("population", self._population, 84)]
+        beneath = [("population", self._population, 84)] if len(self.session.spike_times) else []
         if len(self.session.trials):
             beneath.append(("trials", self._trials, 34))
-        beneath += [(name, partial(self._one_series, name), 100) for name in self.series]
+        for name in self.series:
+            columns = self.session.series[name].values.shape[1]
+            beneath.append((name, partial(self._one_series, name), int(np.clip(2.5 * columns, 100, 320))))
         self._image(self.window, None, 1000, 400, 1.0)                  # so that the status is true before it is drawn
         plots = [self._raster(view)]
         for i, (name, draw, height) in enumerate(beneath, 1):
             last, trials = i == len(beneath), name == "trials"
             plots.append(hv.DynamicMap(draw, streams=[view]).opts(*self._options(
-                height + 46 * last, [self._frame] if trials else [self._frame, self._fit],
+                height + 46 * last, hooks=[self._frame] if trials else [self._frame, self._fit],
                 xaxis="bottom" if last else None, yticks=[(0.5, "trials")] if trials else 3)))
         self._plots[:] = [pn.pane.HoloViews(p, sizing_mode="stretch_width", linked_axes=True, margin=0) for p in plots]
 
@@ -144,15 +146,15 @@ class Raster(pn.viewable.Viewer):
 
     def _raster(self, view: RangeXY) -> hv.Overlay:
         n = max(len(self._order), 1)
-        height = int(np.clip(3 * n, 200, 520))
+        height = int(np.clip(3 * n, 200, 520)) if len(self.session.spike_times) else 130
         ticks, borders = self._blocks(height)
         image = hv.DynamicMap(self._image, streams=[view, PlotSize(width=1000, height=height, scale=1.0)])
         marks = hv.DynamicMap(self._marks, streams=[view])
         lines = [hv.HLine(y).opts(color="#00000066", line_width=0.7) for y in borders]
         return hv.Overlay([image, marks, *lines]).collate().opts(
-            *self._options(height, [self._frame, partial(self._raster_frame, n)], xaxis="top", yticks=ticks or None,
+            *self._options(height, main=True, hooks=[self._frame, partial(self._raster_frame, n)], xaxis="top",
                            ylabel="unit" if self.sort == "table order" else f"units by {self.sort}",
-                           ylim=(-0.5, n - 0.5), invert_yaxis=True, show_legend=False),
+                           yticks=ticks or None, ylim=(-0.5, n - 0.5), invert_yaxis=True, show_legend=False),
             hv.Options("Image", cmap=self._palette, clim=(-0.5, len(self._palette) - 0.5)))
 
     def _image(self, x_range, y_range, width, height, scale) -> hv.Image:
@@ -160,8 +162,12 @@ class Raster(pn.viewable.Viewer):
         top, bottom = sorted(y_range) if y_range else (-0.5, n - 0.5)
         first, last = max(int(np.floor(top + 0.5)), 0), min(int(np.ceil(bottom + 0.5)), n)
         start, stop = self._span(x_range)
-        drawn = self.pyramid.view(start, stop, max(int(width or 1000), 100), self._order, (first, last),
-                                  max(int(height or 400), 50))
+        columns, rows = max(int(width or 1000), 100), max(int(height or 400), 50)
+        drawn = self.pyramid.view(start, stop, columns, self._order, (first, last), rows)
+        density = drawn.spikes / max(drawn.counts.size, 1)
+        if drawn.exact and density < 0.03:                              # lone spikes one pixel wide are hard to see
+            columns //= 3 if density < 0.005 else 2
+            drawn = self.pyramid.view(start, stop, columns, self._order, (first, last), rows)
         self._tell(drawn, last - first, (start, stop))
         k, rows, counts = drawn.units_per_row, max(len(drawn.counts), 1), drawn.counts
         if not len(counts):                                             # a recording without units: one empty row
@@ -175,7 +181,8 @@ class Raster(pn.viewable.Viewer):
     def _tell(self, drawn, units: int, window: tuple[float, float]) -> None:
         total, n, width = len(self.session.spike_times), len(self._order), drawn.bin_size
         size = f"{1e3 * width:.3g} ms" if width < 1 else f"{width:.3g} s"
-        how = f"exact to the pixel ({size})" if drawn.exact else f"binned at {size}"
+        how = f"exact to {size}" if drawn.exact else f"binned at {size}"
+        spikes = f"{drawn.spikes:,} of {total:,} spikes in view · {how}" if total else "no spikes in this recording"
         shared = f", {drawn.units_per_row} units a row" if drawn.units_per_row > 1 else ""
         known = self.session.resolution
         finer = f" · spike times are known to {1e3 * known:.3g} ms only" if known > width else ""
@@ -184,8 +191,8 @@ class Raster(pn.viewable.Viewer):
         self._redrawing = True                                          # the plot moved the window, not the other way
         try:
             self.param.update(
-                status=f"{simulated}{units:,} of {n:,} units{shared} · {drawn.spikes:,} of {total:,} spikes in view · "
-                       f"{how} · {window[0]:,.2f} to {window[1]:,.2f} s{finer}",
+                status=f"{simulated}{units:,} of {n:,} units{shared} · {spikes} · "
+                       f"{window[0]:,.2f} to {window[1]:,.2f} s{finer}",
                 window=None if np.allclose(window, whole, atol=1e-6, rtol=0) else window)
         finally:
             self._redrawing = False
@@ -221,7 +228,8 @@ class Raster(pn.viewable.Viewer):
     # What lies beneath it.
 
     def _population(self, x_range, y_range) -> hv.Overlay:
-        drawn = self.pyramid.view(*self._span(x_range), 300)
+        start, stop = self._span(x_range)
+        drawn = self.pyramid.view(start, stop, int(np.clip((stop - start) / 0.02, 1, 300)))       # 20 ms or wider
         left = drawn.start + drawn.bin_size * np.arange(len(drawn.population))
         width = np.minimum(left + drawn.bin_size, self.pyramid.stop) - left                 # the last bin may be cut
         rate = drawn.population / width / max(len(self._order), 1)
@@ -232,14 +240,16 @@ class Raster(pn.viewable.Viewer):
     def _trials(self, x_range, y_range) -> hv.Overlay:
         start, stop = self._span(x_range)
         trials = self.session.trials
-        seen = trials[(trials["stop"] > start) & (trials["start"] < stop)]
-        seen = seen.iloc[::-(-len(seen) // 2000) or 1]                  # thinner than a pixel beyond that
+        seen = np.flatnonzero((trials["stop"] > start) & (trials["start"] < stop))
+        seen = seen[::max(-(-len(seen) // 2000), 1)]                    # beyond that, thinner than a pixel
         says = [c for c in trials.columns if c not in ("start", "stop")][:8]
-        rows = [(a, 0, b, 1, i % 2, i, *more) for i, a, b, more in zip(
-            seen.index, seen["start"], seen["stop"], seen[says].astype(str).itertuples(index=False), strict=True)]
-        bands = hv.Rectangles(rows, ["time", "low", "until", "high"], ["odd", "trial", *says]).opts(
-            color="odd", cmap=["#88a6c4", "#c5d3e2"], clim=(0, 1), line_alpha=0, tools=["hover"], ylabel="")
-        return hv.Overlay([bands])
+        told = zip(seen, trials["start"].iloc[seen], trials["stop"].iloc[seen],
+                   trials[says].iloc[seen].astype(str).itertuples(index=False), strict=True)
+        rows = [(a, 0, b, 1, i, *more) for i, a, b, more in told]
+        return hv.Overlay([
+            hv.Rectangles([row for row in rows if row[4] % 2 == turn], ["time", "low", "until", "high"],
+                          ["trial", *says]).opts(color=color, line_alpha=0, tools=["hover"], ylabel="")
+            for turn, color in enumerate(["#88a6c4", "#c5d3e2"])])
 
     def _one_series(self, name: str, x_range, y_range) -> hv.Overlay:
         start, stop = self._span(x_range)
@@ -263,14 +273,14 @@ class Raster(pn.viewable.Viewer):
 
     # Shared by all plots.
 
-    def _options(self, height: int, hooks: list, **options) -> tuple:
+    def _options(self, height: int, main: bool = False, **options) -> tuple:
         """Options of one plot: time is panned and zoomed, and only the raster has the tools and the axis beside it."""
-        tools = {"default_tools": ["box_zoom", "reset", "save"] if height > 150 else [],
-                 "tools": ["xpan", "xwheel_zoom", *(["hover"] if height > 150 else [])],
+        tools = {"default_tools": ["box_zoom", "reset", "save"] if main else [],
+                 "tools": ["xpan", "xwheel_zoom", *(["hover"] if main else [])],
                  "active_tools": ["xpan", "xwheel_zoom"]}
         whole = self.window or (self.pyramid.start, self.pyramid.stop)
-        return (hv.Options("Overlay", height=height, responsive=True, xlim=whole, hooks=hooks, xlabel="time (s)",
-                                toolbar="right" if height > 150 else None,
+        return (hv.Options("Overlay", height=height, responsive=True, xlim=whole, xlabel="time (s)",
+                                toolbar="right" if main else None,
                                 fontsize={"ticks": "9pt", "labels": "10pt"}, **tools, **options),
                 *(hv.Options(kind, **tools) for kind in ("Image", "Curve")))
 
