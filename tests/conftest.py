@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# The models of the tests are too small to share between cores, and threads that wait for each other starve the rest.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 import workbench
 from workbench import models
 from workbench.analysis import decoding
-from workbench.catalog import open_recording
+from workbench.catalog import open_recordings
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.session import Session
 from workbench.training import loop, storage
@@ -138,7 +138,7 @@ def _relay(name: str, report: Reporter) -> Callable[[dict], None]:
 def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[], bool]) -> dict[str, Any]:
     """Fit one model and score it on held-out time: {scores, protocol}."""
     opened = time.perf_counter()
-    sessions = [open_recording(name) for name in ([recipe.data] if isinstance(recipe.data, str) else recipe.data)]
+    sessions = open_recordings(recipe.data)
     target = _target(recipe, sessions)
     parts = [split(s, test=recipe.split.test, valid=recipe.split.valid) for s in sessions]
     train_parts, valid_parts, test_parts = ([p[name] for p in parts] for name in ("train", "valid", "test"))
@@ -172,7 +172,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
             report(stage="training")
             model = model.to(device)
             windows = RandomWindows(sessions, train_parts, duration=duration, batch_size=recipe.batch.size,
-                                    seed=recipe.seed, targets=(target,))
+                                    seed=recipe.seed, targets=(target,), align=target if model.bin_size else None)
             found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
                              evaluate=lambda m: decoding.score(m, sessions, valid_parts, target, causal=False)["r2"])
         trained = time.perf_counter()

@@ -1,0 +1,46 @@
+"""Held-out scores: every sample once, windows inside, causal without later spikes."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import r2_score
+
+from tests.models.test_models import tuned
+from workbench.analysis.decoding import decode, score
+from workbench.metrics import r2
+from workbench.models.base import Output
+
+
+class Oracle(torch.nn.Module):
+    """Answers with the truth, plus how far into its window a sample lies."""
+
+    window, warmup = 1.0, 0.0
+
+    def __init__(self, drift=0.0):
+        super().__init__()
+        self.drift = drift
+
+    def forward(self, batch):
+        target = batch.targets["vel"]
+        return Output(behavior=target.values + self.drift * target.times[:, None])
+
+
+def test_a_perfect_model_scores_one_at_every_sample():
+    found = score(Oracle(), [tuned()], [np.array([[40.0, 60.0]])], "vel")
+    assert found["r2"] == pytest.approx(1) and found["r2_causal"] == pytest.approx(1)
+    assert found["samples"] == 400 and "averaged over overlapping windows" in found["protocol"]
+
+
+def test_averages_are_over_windows_and_causal_is_the_windows_end():
+    found = decode(Oracle(drift=1.0), tuned(), np.array([[40.0, 50.0]]), "vel")
+    middle = (found.times > 41.5) & (found.times < 48.5)
+    np.testing.assert_allclose((found.averaged - found.true)[middle], 0.5, atol=0.01)
+    np.testing.assert_allclose((found.causal - found.true)[middle], 0.975, atol=1e-3)
+    assert np.isnan(found.causal[found.times < 40.9]).all()             # no window reaches back before held-out time
+
+
+def test_scores_agree_with_scikit_learn():
+    random = np.random.default_rng(0)
+    true, predicted = random.normal(size=(50, 3)), random.normal(size=(50, 3))
+    np.testing.assert_allclose(r2(true, predicted), r2_score(true, predicted, multioutput="raw_values"))
+    assert np.isnan(r2(np.ones((5, 1)), np.zeros((5, 1)))).all()

@@ -1,0 +1,107 @@
+"""What every model promises, whichever it is."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from workbench import models
+from workbench.analysis.decoding import score
+from workbench.batch import Reader
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.session import Series, Session
+from workbench.windows import RandomWindows, split
+
+SMALL = {"poyo": dict(dim=32, depth=1, latents=4, head_dim=16, cross_heads=2, self_heads=2, dropout=0.0),
+         "gru": dict(dim=32), "ridge": {}}
+
+
+def tuned(name: str = "tuned", seed: int = 0, seconds: float = 60.0, lag: float = 0.0) -> Session:
+    """Simulated units whose rates follow a slow two-dimensional velocity."""
+    random = np.random.default_rng(seed)
+    clock = np.arange(0, seconds, 0.05) + 0.025
+    phase = random.uniform(0, 2 * np.pi, (2, 4))
+    velocity = sum(np.sin(2 * np.pi * clock[:, None] / (2.0 + 1.3 * i) + phase[:, i]) for i in range(4)) / 2
+    direction = random.uniform(0, 2 * np.pi, 20)
+    rates = 15 * np.exp(0.8 * (velocity @ np.stack([np.cos(direction), np.sin(direction)])))
+    spikes = random.poisson(rates * 0.05)
+    bins, units = np.nonzero(spikes)
+    repeat = spikes[bins, units]
+    times = np.repeat(clock[bins] - 0.025, repeat) + random.random(repeat.sum()) * 0.05
+    order = np.argsort(times)
+    return Session(id=name, spike_times=times[order], spike_units=np.repeat(units, repeat)[order], simulated=True,
+                   units=pd.DataFrame({"id": [f"u{i}" for i in range(20)]}), intervals=[[0, seconds]],
+                   series={"vel": Series(clock + lag, velocity, "m/s")})
+
+
+def trained(name: str, sessions: list[Session], steps: int = 250):
+    parts = [split(s) for s in sessions]
+    train, valid = ([p[part] for p in parts] for part in ("train", "valid"))
+    torch.manual_seed(0)
+    model = models.build(name, [s.within(p) for s, p in zip(sessions, train, strict=True)], target="vel", **SMALL[name])
+    if hasattr(model, "fit"):
+        model.fit(sessions, train, valid)
+        return model, parts
+    windows = RandomWindows(sessions, train, duration=model.window, batch_size=8, targets=("vel",),
+                            align="vel" if model.bin_size else None)
+    adam = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for k in range(steps):
+        adam.zero_grad()
+        model.loss(windows.batch(k))["loss"].backward()
+        adam.step()
+    return model.eval(), parts
+
+
+@pytest.mark.parametrize("name", models.available())
+def test_a_model_decodes_held_out_time_far_above_chance(name):
+    session = tuned()
+    model, (parts,) = trained(name, [session])
+    found = score(model, [session], [parts["test"]], "vel")
+    assert found["r2"] > 0.6 and found["r2_causal"] > 0.5
+    shuffled = score(model, [tuned(seed=9)], [parts["test"]], "vel")    # another animal under the same name
+    assert shuffled["r2"] < 0.2
+
+
+@pytest.mark.parametrize("name", models.available())
+def test_a_model_of_two_sessions_decodes_both(name):
+    sessions = [tuned("a", 1), tuned("b", 2)]
+    model, parts = trained(name, sessions)
+    found = score(model, sessions, [p["test"] for p in parts], "vel")
+    assert min(found["sessions"].values()) > 0.4
+
+
+@pytest.mark.parametrize("name", models.available())
+def test_a_saved_model_comes_back_the_same(name, tmp_path):
+    session = tuned()
+    model, _ = trained(name, [session], steps=2)
+    model.eval().save_pretrained(tmp_path / "model")
+    again = models.load(tmp_path / "model").eval()
+    batch = Reader([session], ("vel",)).read([0, 0], [1.0, 20.0], model.window)
+    assert type(again) is type(model) and torch.equal(model(batch).behavior, again(batch).behavior)
+
+
+@pytest.mark.parametrize("name", ["ridge", "gru"])
+def test_binned_decoders_do_not_see_later_bins(name):
+    session = tuned()
+    model, _ = trained(name, [session], steps=2)
+    batch = Reader([session], ("vel",)).read([0], [10.0], model.window)
+    cut = batch.drop(batch.times > model.window / 2)
+    early = batch.targets["vel"].times < model.window / 2 - 0.05
+    assert torch.equal(model(batch).behavior[early], model(cut).behavior[early])
+    assert not torch.equal(model(batch).behavior[~early], model(cut).behavior[~early])
+
+
+def test_unknown_models_and_settings_are_refused():
+    with pytest.raises(UnknownName, match="no model 'poya'; did you mean poyo"):
+        models.build("poya", [tuned()], target="vel")
+    with pytest.raises(WorkbenchError, match="cannot build 'gru'.*depht"):
+        models.build("gru", [tuned()], target="vel", depht=3)
+    with pytest.raises(UnknownName, match="no series 'speed' in session 'tuned'; there are vel"):
+        models.build("poyo", [tuned()], target="speed")
+
+
+@pytest.mark.parametrize("name", ["ridge", "gru"])
+def test_a_session_that_a_model_was_not_built_for_is_refused(name):
+    model, _ = trained(name, [tuned()], steps=1)
+    with pytest.raises(UnknownName, match="no session 'other'"):
+        model(Reader([tuned("other")], ("vel",)).read([0], [0.0], model.window))

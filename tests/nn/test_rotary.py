@@ -1,0 +1,45 @@
+"""Rotary time sees differences of times, and nothing else."""
+
+import math
+
+import pytest
+import torch
+
+from workbench.nn.rotary import RotaryTime, rotate_, unrotate
+
+
+def turned(x, times, rotary):
+    return rotate_(x.clone(), rotary(times))
+
+
+def test_products_depend_on_time_differences_alone():
+    torch.manual_seed(0)
+    rotary, q, k = RotaryTime(8, 1e-3, 2.0), torch.randn(5, 32), torch.randn(5, 32)
+    s, t = torch.rand(5).double(), torch.rand(5).double()
+    here = (turned(q, s, rotary) * turned(k, t, rotary)).sum(-1)
+    later = (turned(q, s + 17.3, rotary) * turned(k, t + 17.3, rotary)).sum(-1)
+    torch.testing.assert_close(here, later, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(here, (turned(q, s, rotary) * turned(k, t + 0.1, rotary)).sum(-1), atol=1e-2)
+
+
+def test_a_pair_turns_by_its_own_angle_and_the_rest_stands_still():
+    rotary, x = RotaryTime(2, 0.5, 2.0), torch.tensor([[1.0, 0.0, 0.0, 1.0, 5.0, 6.0]])
+    out = turned(x, torch.tensor([0.25]), rotary)                       # half a turn, and an eighth of one
+    half = math.sqrt(0.5)
+    torch.testing.assert_close(out, torch.tensor([[-1.0, 0.0, -half, half, 5.0, 6.0]]), atol=1e-6, rtol=0)
+
+
+def test_turning_back_undoes_turning_and_gradients_follow():
+    torch.manual_seed(0)
+    rotary, times = RotaryTime(4, 0.01, 2.0), torch.rand(7)
+    x = torch.randn(7, 16, requires_grad=True)
+    back = unrotate(rotate_(x * 1.0, rotary(times)), rotary(times))
+    torch.testing.assert_close(back, x, atol=1e-6, rtol=1e-6)
+    weight = torch.randn(7, 16)
+    (rotate_(x * 1.0, rotary(times)) * weight).sum().backward()
+    torch.testing.assert_close(x.grad, unrotate(weight, rotary(times)), atol=1e-6, rtol=1e-6)
+
+
+def test_periods_must_rise():
+    with pytest.raises(ValueError, match="give 0 < t_min < t_max"):
+        RotaryTime(4, 2.0, 1.0)

@@ -1,0 +1,109 @@
+"""A batch holds exactly what the windows hold, and every view of it counts the same spikes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.batch import Reader
+from workbench.errors import BadRecording, UnknownName
+from workbench.session import Series, Session
+
+
+def recording(name: str, units: int, spikes: int, seed: int = 0, seconds: float = 10.0) -> Session:
+    random = np.random.default_rng(seed)
+    clock = np.arange(0, seconds, 0.02)
+    return Session(id=name, spike_times=np.sort(random.random(spikes)) * seconds,
+                   spike_units=random.integers(0, units, spikes), intervals=[[0, seconds]],
+                   units=pd.DataFrame({"id": [f"u{i}" for i in range(units)]}),
+                   series={"vel": Series(clock, random.normal(size=(len(clock), 2)), "m/s")})
+
+
+SESSIONS = [recording("a", 5, 400, 1), recording("b", 12, 900, 2), recording("quiet", 3, 0, 3)]
+
+
+def read(index, starts, duration=1.0):
+    return Reader(SESSIONS, ("vel",)).read(index, starts, duration)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 9)), min_size=1, max_size=6))
+def test_a_batch_holds_the_spikes_and_samples_of_each_window(windows):
+    index, starts = (np.array(column) for column in zip(*windows, strict=True))
+    batch = read(index, starts)
+    for b, (s, start) in enumerate(windows):
+        session, at = SESSIONS[s], slice(*batch.offsets[b:b + 2].tolist())
+        inside = (session.spike_times >= start) & (session.spike_times < start + 1)
+        np.testing.assert_allclose(batch.times[at], session.spike_times[inside] - start, atol=1e-6)
+        np.testing.assert_array_equal(batch.units[at], session.spike_units[inside])
+        target, at = batch.targets["vel"], slice(*batch.targets["vel"].offsets[b:b + 2].tolist())
+        inside = (session.series["vel"].times >= start) & (session.series["vel"].times < start + 1)
+        np.testing.assert_allclose(target.values[at], session.series["vel"].values[inside], rtol=1e-6)
+
+
+def test_every_view_counts_the_same_spikes():
+    batch = read([0, 1, 2, 1], [0.5, 3.25, 1.0, 8.9])
+    counts = batch.counts(0.05)
+    assert counts.shape == (4, 12, 20)
+    assert batch.unit_mask.sum(1).tolist() == [5, 12, 3, 12]
+    assert counts.sum((1, 2)).tolist() == batch.offsets.diff().tolist()
+    assert torch.equal(batch.neurons(0.05), torch.cat([c[m] for c, m in zip(counts, batch.unit_mask, strict=True)]))
+    patches = batch.patches(5, 0.05)
+    assert patches.shape == (4, 20, 3, 5)
+    assert torch.equal(patches.flatten(2)[:, :, :12].transpose(1, 2), counts)
+    spikes = batch.spikes()
+    assert torch.equal(torch.bincount(spikes.units, minlength=len(batch.window_units)), batch.neurons(0.05).sum(1).long())
+
+
+def test_events_add_up_to_spike_times():
+    batch = read([2, 1, 0, 1], [0.0, 3.0, 5.0, 2.0])
+    events = batch.events()
+    for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True):
+        torch.testing.assert_close(events.dt[a:b].cumsum(0), batch.times[a:b], atol=1e-5, rtol=1e-5)
+
+
+def test_spikes_on_a_bin_edge_belong_to_the_later_bin():
+    times = np.arange(20) * 0.05
+    session = Session(id="edges", spike_times=times, spike_units=np.zeros(20, int), units=pd.DataFrame({"id": ["u"]}),
+                      intervals=[[0, 1]])
+    assert (Reader([session]).read([0], [0.0], 1.0).counts(0.05) == 1).all()
+
+
+def test_hidden_spikes_leave_no_trace():
+    batch = read([0, 1], [1.0, 2.0])
+    hide = torch.arange(len(batch.times)) % 3 == 0
+    seen = batch.drop(hide)
+    assert torch.equal(seen.times, batch.times[~hide])
+    assert seen.offsets[-1] == (~hide).sum()
+    assert torch.equal(seen.counts(0.1) + batch.drop(~hide).counts(0.1), batch.counts(0.1))
+
+
+def test_units_left_out_look_never_recorded():
+    batch = read([0, 1], [1.0, 2.0])
+    keep = torch.tensor([i % 2 == 0 for i in range(17)])
+    fewer = batch.keep_units(keep)
+    assert fewer.unit_offsets.tolist() == [0, 3, 9]                     # rows 0, 2, 4 of 'a'; every second of 'b'
+    assert torch.equal(fewer.neurons(0.1), batch.neurons(0.1)[keep])
+    assert fewer.window_units.tolist() == [0, 2, 4, 1, 3, 5, 7, 9, 11]
+
+
+def test_gaps_in_the_behaviour_are_left_out():
+    session = recording("gaps", 3, 100)
+    values = session.series["vel"].values.copy()
+    values[100:200, 0] = np.nan
+    session.series["vel"] = session.series["vel"]._replace(values=values)
+    target = Reader([session], ("vel",)).read([0], [0.0], 10.0).targets["vel"]
+    assert len(target.times) == 400 and torch.isfinite(target.values).all()
+
+
+def test_bad_requests_are_refused_in_one_sentence():
+    with pytest.raises(BadRecording, match="an empty batch: 0 windows"):
+        read([], [])
+    with pytest.raises(BadRecording, match="0 windows|longer than 0 s"):
+        read([0], [1.0], duration=0.0)
+    with pytest.raises(BadRecording, match="no whole number of 0.3 s bins"):
+        read([0], [1.0]).counts(0.3)
+    with pytest.raises(UnknownName, match=r"no series 'speed' in session 'a'; there are vel"):
+        Reader(SESSIONS, ("speed",))

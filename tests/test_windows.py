@@ -1,0 +1,90 @@
+"""Splits never leak, and batch k is a function of (seed, k)."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.test_batch import recording
+from workbench.errors import BadRecording
+from workbench.windows import RandomWindows, aligned, sliding, split
+
+
+def test_the_last_share_is_held_out_and_validation_comes_before_it():
+    parts = split(recording("a", 4, 100, seconds=100.0))
+    assert {name: part.round(9).tolist() for name, part in parts.items()} == {
+        "train": [[0, 70]], "valid": [[70, 80]], "test": [[80, 100]]}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.5, 5), st.floats(0, 3)), min_size=5, max_size=30), st.floats(0.05, 0.3))
+def test_no_trial_and_no_time_lies_in_two_parts(trials, test):
+    lengths, gaps = (np.array(column) for column in zip(*trials, strict=True))
+    stop = np.cumsum(lengths + gaps)
+    session = recording("a", 4, 100, seconds=float(stop[-1] + 100))
+    table = pd.DataFrame({"start": stop - lengths, "stop": stop})
+    session = type(session)(**{**vars(session), "trials": table})
+    parts = split(session, test=test)
+    for start, end in table.to_numpy():
+        touched = [name for name, part in parts.items() if any(a < end and start < b for a, b in part)]
+        assert len(touched) <= 1
+    spans = np.sort(np.concatenate(list(parts.values())), axis=0)
+    assert (spans[1:, 0] >= spans[:-1, 1]).all() and np.diff(spans).sum() == pytest.approx(session.duration)
+
+
+def test_impossible_splits_are_refused():
+    with pytest.raises(BadRecording, match="leaves nothing to train on"):
+        split(recording("a", 4, 100), test=0.6, valid=0.5)
+
+
+def windows(seed=0):
+    sessions = [recording("a", 5, 400, 1), recording("b", 7, 300, 2)]
+    return RandomWindows(sessions, [np.array([[0, 3], [5, 9]]), np.array([[1, 2.5]])], duration=1.0, batch_size=64,
+                         seed=seed, targets=("vel",))
+
+
+def test_a_batch_depends_on_seed_and_number_alone():
+    first, again = windows(), windows()
+    again.batch(3), again.batch(0)
+    assert torch.equal(first.batch(7).times, again.batch(7).times)
+    assert not torch.equal(first.batch(7).starts, first.batch(8).starts)
+    assert not torch.equal(first.batch(7).starts, windows(seed=1).batch(7).starts)
+
+
+def test_windows_stay_inside_their_intervals():
+    allowed = [[(0, 3), (5, 9)], [(1, 2.5)]]
+    seen = set()
+    for k in range(20):
+        batch = windows().batch(k)
+        for s, start in zip(batch.session.tolist(), batch.starts.tolist(), strict=True):
+            assert any(a <= start and start + 1 <= b + 1e-9 for a, b in allowed[s])
+            seen.add((s, int(start)))
+    assert {0, 1} == {s for s, _ in seen}
+
+
+def test_sliding_windows_cover_each_interval_to_its_end():
+    starts = sliding(np.array([[0, 2.25], [3, 4]]), 1.0, 0.5)
+    assert starts.tolist() == [0, 0.5, 1.0, 1.25, 3]
+    with pytest.raises(BadRecording, match=r"no interval is as long as a window of 5 s \(the longest lasts 2.250 s\)"):
+        sliding(np.array([[0, 2.25]]), 5.0, 0.5)
+
+
+def test_too_long_training_windows_are_refused():
+    with pytest.raises(BadRecording, match="no training interval is as long as a window of 20 s"):
+        RandomWindows([recording("a", 4, 100)], [np.array([[0, 10]])], duration=20.0, batch_size=4)
+
+
+def test_aligned_intervals_start_half_a_sample_before_one():
+    times = 0.33 + 0.05 * np.arange(100)
+    start, stop = aligned(np.array([[1.0, 3.0]]), times, 0.05)[0]
+    assert stop == 3.0 and start >= 1.0
+    assert (start + 0.025 - 0.33) / 0.05 == pytest.approx(round((start + 0.025 - 0.33) / 0.05))
+
+
+def test_windows_of_binned_models_are_aligned_with_the_samples():
+    session = recording("a", 5, 400, 1)
+    found = RandomWindows([session], [np.array([[0.5, 9]])], duration=1.0, batch_size=32, targets=("vel",), align="vel")
+    phase = (found.batch(0).starts.numpy() + 0.01) / 0.02
+    np.testing.assert_allclose(phase, phase.round(), atol=1e-6)
