@@ -29,7 +29,7 @@ def test_no_cell_errors_or_stays_blank(notebook, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     there = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=there).execute()    # raises at a failing cell
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=there).execute()  # raises where a cell fails
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert any("text/html" in output.get("data", {}) for output in outputs)

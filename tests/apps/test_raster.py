@@ -74,6 +74,15 @@ def test_odd_recordings_are_drawn_too(odd):
     drawn(Raster(recording(**odd), series=list(odd.get("series", ["hand_vel"]))))
 
 
+def test_a_real_recording_is_drawn_whole(real_data):
+    session = Session.from_nwb(real_data / "m1_reach.nwb")
+    raster = Raster(session)
+    drawn(raster)
+    n, total = len(session.units), f"{len(session.spike_times):,}"
+    assert f"{n} of {n} units · {total} of {total} spikes in view · binned at" in raster.status
+    assert raster.series == ["hand_pos", "hand_vel"]
+
+
 def test_more_columns_than_lines_can_show_become_a_picture():
     drawn(Raster(recording(), series=["emg"]))
 
