@@ -37,7 +37,7 @@ def pair(sessions, batch_size: int = 32, seed: int = 0):
     ours = POYO.from_torch_brain(theirs.state_dict(), target="hand_vel").eval()
 
     random = np.random.default_rng(seed)
-    which = random.integers(0, len(sessions), batch_size)
+    which = np.arange(batch_size) % len(sessions)
     starts = random.random(batch_size) * 58
     batch = Reader(sessions, ("hand_vel",)).read(which, starts, 1.0)
     inputs = PaddedInputs(sessions, [theirs.unit_emb.tokenizer(part) for part in names],

@@ -25,7 +25,7 @@ def test_train_ends_with_held_out_scores_beside_the_baselines_and_says_finished_
                "baselines=[ridge]"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "SIMULATED" in out and "ridge" in out and "this run" in out and str(tmp_path / "run") in out
+    assert "SIMULATED" in out and "ridge" in out and "\n  gru " in out and str(tmp_path / "run") in out
     result = Run(tmp_path / "run").result()
     assert f"{result['scores']['hand_vel']['r2']:.3f}" in out
     assert f"{result['baselines']['ridge']['hand_vel']['r2']:.3f}" in out

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 # What makes a notebook small. Each reads only what it knows.
 SMALL = {"WORKBENCH_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-UNSET = ("WORKBENCH_DATA", "WORKBENCH_CATALOG")
+UNSET = ("WORKBENCH_RECORDING", "WORKBENCH_DATA", "WORKBENCH_CATALOG")
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.training.run import Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,7 +97,7 @@ def train(args: argparse.Namespace) -> int:
         return 1
     state = run.state
     if state == "finished":
-        print(("finished before; " if here else "") + _table(run.result(), run.path))
+        print(("finished before; " if here else "") + _table(run))
     elif state == "stopped":
         print(f"stopped with a checkpoint at step {run.status.get('step', 0)}; go on with: {_again(args, folder)}")
         return 130
@@ -107,26 +110,22 @@ def _again(args: argparse.Namespace, folder: str | Path) -> str:
     return " ".join(["python -m workbench train", args.recipe, *args.settings, "--run", str(folder)])
 
 
-def _table(result: dict[str, Any], folder: Path) -> str:
+def _table(run: Run) -> str:
     """The held-out scores with the baselines beside them, and what a reader must know to believe them."""
-    protocol = result["protocol"]
+    protocol = run.result()["protocol"]
     names = ", ".join(r["id"] for r in protocol["recordings"])
     test = sum(b - a for part in protocol["split"].values() for a, b in part["test"])
     lines = [f"held-out R² of {protocol['target']}, {names}{' (SIMULATED)' if protocol['simulated'] else ''}: the last "
              f"{test:,.0f} s, which no model was trained or chosen on"]
-    every = {"this run": result["scores"], **result["baselines"]}
-    for name, scores in every.items():
-        score = scores[protocol["target"]]
-        causal = score.get("r2_causal")
-        each = ", ".join(f"{r2:.3f}" for r2 in score.get("r2_per_dim", []))
-        lines.append(f"  {name:10} {score['r2']:7.3f}   causal {'  n/a' if causal is None else f'{causal:.3f}'}   per "
-                     f"dimension {each}")
+    for name, score in run.scores().iterrows():
+        each = ", ".join(f"{r2:.3f}" for r2 in score.filter(regex=r"^r2_\d+$"))
+        lines.append(f"  {name:10} {score['r2']:7.3f}   causal {score['r2_causal']:.3f}   per dimension {each}")
     best = f" (best at {protocol['best_step']:,})"
     steps = f"{protocol['steps']:,} steps{best}" if protocol["steps"] else "solved at once"
     lines += [f"  {steps}, {protocol['parameters']:,} parameters, {protocol['wall_s']:,.0f} s on "
               f"{protocol['machine']['threads']} threads ({protocol['machine']['device']}), seed {protocol['seed']}",
-              f"run folder: {folder}",
-              f"look closer: python -m workbench serve, then http://localhost:5006/runs?run={quote(str(folder))}"]
+              f"run folder: {run.path}",
+              f"look closer: python -m workbench serve, then http://localhost:5006/runs?run={quote(str(run.path))}"]
     return "\n".join(lines)
 
 

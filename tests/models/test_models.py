@@ -94,7 +94,7 @@ def test_binned_decoders_do_not_see_later_bins(name):
 def test_unknown_models_and_settings_are_refused():
     with pytest.raises(UnknownName, match="no model 'poya'; did you mean poyo"):
         models.build("poya", [tuned()], target="vel")
-    with pytest.raises(WorkbenchError, match="cannot build 'gru'.*depht"):
+    with pytest.raises(WorkbenchError, match=r"cannot build 'gru'.*depht"):
         models.build("gru", [tuned()], target="vel", depht=3)
     with pytest.raises(UnknownName, match="no series 'speed' in session 'tuned'; there are vel"):
         models.build("poyo", [tuned()], target="speed")

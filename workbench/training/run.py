@@ -111,6 +111,16 @@ class Run:
             raise NoRun(f"{self.path} has no result yet: it is {self.state}; {self._way_out()}")
         return result
 
+    def scores(self) -> pd.DataFrame:
+        """Held-out R² of the run's model and of each baseline, one row a model: r2, r2_causal, both per dimension."""
+        result, rows = self.result(), {}
+        for name, scores in {self.recipe.model.name: result["scores"], **result["baselines"]}.items():
+            score = scores[result["protocol"]["target"]]
+            rows[name] = {"r2": score["r2"], "r2_causal": score["r2_causal"],
+                          **{f"{key}_{i}": value for key in ("r2", "r2_causal")
+                             for i, value in enumerate(score[f"{key}_per_dim"])}}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
     def model(self) -> nn.Module:
         """The trained model with its best weights. NoRun before the end of its training."""
         if not (self.path / "model").is_dir():
