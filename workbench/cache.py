@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from workbench.catalog_file import Dataset
-from workbench.errors import BadRecording, NeedsExtra
+from workbench.errors import BadRecording, CannotWrite, NeedsExtra
 from workbench.files import existing
 from workbench.places import cache_folder
 from workbench.session import Session
@@ -51,7 +51,7 @@ def opened(dataset: Dataset, session: str, path: Path) -> Session:
                            "them in the catalog file") from error
     try:
         made.save(copy)
-    except BadRecording as error:
+    except (BadRecording, CannotWrite) as error:
         warnings.warn(f"no converted copy of {path} was kept, so it is read anew each time ({error}); another cache "
                       "folder can be named in WORKBENCH_CACHE", stacklevel=3)
         return made

@@ -12,6 +12,10 @@ class BadRecording(WorkbenchError, ValueError):
     """A recording that cannot be read as a session: not the format, a damaged file, impossible values."""
 
 
+class CannotWrite(WorkbenchError, OSError):
+    """A file that could not be put in its place; what was there before is as it was."""
+
+
 class UnknownName(WorkbenchError, LookupError):
     """A name that is not there: a dataset, a series, a model, a recipe, a unit."""
 

@@ -49,7 +49,7 @@ RESERVED = frozenset({
 def write(session: Session, path: str | Path) -> Path:
     """Write the session to `path`, whole or not at all; returns the path.
 
-    Raises BadRecording where the file cannot be written, or a table holds what no file can (lists in cells).
+    Raises CannotWrite, and BadRecording where a table holds what no file can (lists in cells).
     """
     path = Path(path).expanduser()
     # Aligned arrays can be used where they are mapped; checksums of the structure need the format of HDF5 1.8.

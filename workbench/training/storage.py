@@ -1,6 +1,6 @@
 """Files that survive a kill at any instant: whole files appear in one step, rows are one write each.
 
-    write   bytes → name.tmp<pid> in the same folder → fsync → os.replace
+    write   bytes → another name in the same folder → the disk → the file's own name
     append  one row → one unbuffered write, so that a kill can only cut the last line
     rows    the whole lines of a JSONL file, from a byte offset on; a cut or garbled line is skipped
 """
@@ -10,51 +10,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from workbench.files import replacing
+
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], None], *, durable: bool = True) -> None:
-    """Put `content` (bytes, or a function that writes to an open file) at `path` in one step.
-
-    Readers see the old file or the new one. `durable` also waits for the disk, so that a power cut cannot undo it.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content) if isinstance(content, bytes) else content(file)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        _replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        _sync_folder(path.parent)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    for wait in (0.01, 0.1, 1.0):                                       # Windows refuses while a reader has it open
-        try:
-            return os.replace(temporary, path)
-        except PermissionError:
-            time.sleep(wait)
-    os.replace(temporary, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):                                             # Windows opens no folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Put `content` (bytes, or a function that writes to an open file) at `path` in one step; see `files.replacing`."""
+    with replacing(path, durable=durable) as temporary, open(temporary, "wb") as file:
+        file.write(content) if isinstance(content, bytes) else content(file)
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
