@@ -53,6 +53,16 @@ def test_a_batch_depends_on_seed_and_number_alone():
     assert not torch.equal(first.batch(7).starts, windows(seed=1).batch(7).starts)
 
 
+def test_dropped_spikes_are_a_random_share_below_the_largest_and_the_same_every_time():
+    session, part = recording("a", 5, 20_000, 1), [np.array([[0, 10]])]
+    whole = RandomWindows([session], part, duration=1.0, batch_size=64, targets=("vel",))
+    fewer = RandomWindows([session], part, duration=1.0, batch_size=64, targets=("vel",), drop_spikes=0.5)
+    kept = fewer.batch(2).offsets.diff() / whole.batch(2).offsets.diff()
+    assert torch.equal(fewer.batch(2).starts, whole.batch(2).starts)
+    assert 0.45 < kept.min() < 0.6 and 0.9 < kept.max() <= 1 and 0.7 < kept.mean() < 0.8
+    assert torch.equal(fewer.batch(2).times, fewer.batch(2).times)
+
+
 def test_windows_stay_inside_their_intervals():
     allowed = [[(0, 3), (5, 9)], [(1, 2.5)]]
     seen = set()

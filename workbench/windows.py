@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from workbench.batch import Reader, SpikeBatch
 from workbench.errors import BadRecording
@@ -78,12 +79,14 @@ class RandomWindows:
 
     sessions and intervals ([n, 2] seconds, one array a session) go together. `batch(k)` depends on (seed, k) alone, so
     that a resumed run sees what it would have seen. All possible starts are equally likely; with `align`, those half a
-    sampling interval before a sample of that target, which models of binned counts want.
+    sampling interval before a sample of that target, which models of binned counts want. `drop_spikes` is the largest
+    share of spikes that a window loses: each window draws its own share below it, and loses spikes at random.
     """
 
     def __init__(self, sessions: Sequence[Session], intervals: Sequence[np.ndarray], *, duration: float,
-                 batch_size: int, seed: int = 0, targets: Sequence[str] = (), align: str | None = None):
-        self.duration, self.batch_size, self.seed = duration, batch_size, seed
+                 batch_size: int, seed: int = 0, targets: Sequence[str] = (), align: str | None = None,
+                 drop_spikes: float = 0.0):
+        self.duration, self.batch_size, self.seed, self.drop_spikes = duration, batch_size, seed, drop_spikes
         self.reader = Reader(sessions, targets)
         rows = [(s, a, b - duration) for s, part in enumerate(intervals) for a, b in part if b - a >= duration - 1e-9]
         if not rows:
@@ -107,4 +110,8 @@ class RandomWindows:
                 sample = max(np.searchsorted(times, starts[i] + interval / 2, side="right") - 1, 0)
                 start = times[sample] - interval / 2
                 starts[i] = start if start >= self.first[row[i]] else starts[i]
-        return self.reader.read(self.session[row], starts, self.duration)
+        batch = self.reader.read(self.session[row], starts, self.duration)
+        if self.drop_spikes:
+            share = np.repeat(self.drop_spikes * random.random(self.batch_size), batch.offsets.diff().numpy())
+            batch = batch.drop(torch.from_numpy(random.random(len(share)) < share))
+        return batch

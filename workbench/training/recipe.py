@@ -63,6 +63,7 @@ class Batch(_Part):
 
     size: Annotated[int, Field(ge=1)] = 8                               # windows a step
     duration: Annotated[float, Field(gt=0)] | None = None               # seconds; None: what the model wants
+    drop_spikes: Annotated[float, Field(ge=0, lt=1)] = 0.0              # at most this share of a window's spikes
 
 
 class Optim(_Part):

@@ -172,7 +172,8 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
             report(stage="training")
             model = model.to(device)
             windows = RandomWindows(sessions, train_parts, duration=duration, batch_size=recipe.batch.size,
-                                    seed=recipe.seed, targets=(target,), align=target if model.bin_size else None)
+                                    seed=recipe.seed, targets=(target,), align=target if model.bin_size else None,
+                                    drop_spikes=recipe.batch.drop_spikes)
             found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
                              evaluate=lambda m: decoding.score(m, sessions, valid_parts, target, causal=False)["r2"])
         trained = time.perf_counter()
