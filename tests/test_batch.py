@@ -64,11 +64,12 @@ def test_events_add_up_to_spike_times():
         torch.testing.assert_close(events.dt[a:b].cumsum(0), batch.times[a:b], atol=1e-5, rtol=1e-5)
 
 
-def test_spikes_on_a_bin_edge_belong_to_the_later_bin():
-    times = np.arange(20) * 0.05
-    session = Session(id="edges", spike_times=times, spike_units=np.zeros(20, int), units=pd.DataFrame({"id": ["u"]}),
-                      intervals=[[0, 1]])
-    assert (Reader([session]).read([0], [0.0], 1.0).counts(0.05) == 1).all()
+@pytest.mark.parametrize(("duration", "bin_size"), [(1.0, 0.05), (10.0, 0.02), (3.0, 0.005), (1.0, 0.001)])
+def test_spikes_on_a_bin_edge_belong_to_the_later_bin(duration, bin_size):
+    times = np.arange(round(duration / bin_size)) * bin_size
+    session = Session(id="edges", spike_times=times + 7, spike_units=np.zeros(len(times), int), intervals=[[0, 20]],
+                      units=pd.DataFrame({"id": ["u"]}))
+    assert (Reader([session]).read([0], [7.0], duration).counts(bin_size) == 1).all()
 
 
 def test_hidden_spikes_leave_no_trace():

@@ -81,7 +81,7 @@ def test_ctrl_c_in_the_terminal_leaves_a_checkpoint(recording, tmp_path):
     (["train", "gru", "data=nowhere/at_all.nwb"], "at_all.nwb"),
     (["train", "gru", "data=DATA", "target=hand_velo"], "hand_vel"),
     (["train", "gru", "data=DATA", "model.dimm=16"], "dim"),
-    (["train", "gru", "data=DATA", "batch.duration=1000"], "shorter window"),
+    (["train", "gru", "data=DATA", "model.window=1000"], "shorter window"),
 ])
 def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(command, says, recording, tmp_path, capsys):
     command = [text.replace("DATA", str(recording)) for text in command]

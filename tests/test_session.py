@@ -210,7 +210,7 @@ def test_a_session_is_frozen_and_says_what_it_holds():
 
 
 def test_rates_are_spikes_over_valid_seconds():
-    assert session_of(intervals=[[0, 1], [2, 5]]).rates().tolist() == [0.5, 0.5, 0.25]
+    assert session_of(intervals=[[0, 1], [2, 5]]).rates().tolist() == [0.5, 0.5, 0.0]    # the third spikes at 1.5 s
     assert session_of(intervals=[[0, 1], [2, 5]]).duration == 4
 
 

@@ -1,5 +1,7 @@
 """Splits never leak, and batch k is a function of (seed, k)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,13 +27,23 @@ def test_no_trial_and_no_time_lies_in_two_parts(trials, test):
     stop = np.cumsum(lengths + gaps)
     session = recording("a", 4, 100, seconds=float(stop[-1] + 100))
     table = pd.DataFrame({"start": stop - lengths, "stop": stop})
-    session = type(session)(**{**vars(session), "trials": table})
+    session = replace(session, trials=table)
     parts = split(session, test=test)
     for start, end in table.to_numpy():
         touched = [name for name, part in parts.items() if any(a < end and start < b for a, b in part)]
         assert len(touched) <= 1
     spans = np.sort(np.concatenate(list(parts.values())), axis=0)
     assert (spans[1:, 0] >= spans[:-1, 1]).all() and np.diff(spans).sum() == pytest.approx(session.duration)
+
+
+def test_overlapping_trials_are_kept_whole_and_trials_as_long_as_a_part_are_cut():
+    session = recording("a", 4, 100, seconds=100.0)
+    overlapping = pd.DataFrame({"start": [60.0, 68.0], "stop": [69.0, 75.0]})
+    assert split(replace(session, trials=overlapping))["train"].tolist() == [[0, 60]]
+    whole = pd.DataFrame({"start": [0.0], "stop": [100.0]})
+    assert split(replace(session, trials=whole))["test"].round(9).tolist() == [[80, 100]]
+    with pytest.raises(BadRecording, match=r"no recording is left for the valid part.*give other shares"):
+        split(replace(session, trials=pd.DataFrame({"start": [65.0, 72.0], "stop": [73.0, 81.0]})), valid=0.1)
 
 
 def test_impossible_splits_are_refused():
@@ -88,9 +100,28 @@ def test_too_long_training_windows_are_refused():
 
 def test_aligned_intervals_start_half_a_sample_before_one():
     times = 0.33 + 0.05 * np.arange(100)
-    start, stop = aligned(np.array([[1.0, 3.0]]), times, 0.05)[0]
+    start, stop = aligned(np.array([[1.0, 3.0]]), times, 0.05, 1.0)[0]
     assert stop == 3.0 and start >= 1.0
     assert (start + 0.025 - 0.33) / 0.05 == pytest.approx(round((start + 0.025 - 0.33) / 0.05))
+
+
+def test_an_interval_too_short_to_align_stays_as_it_is():
+    times = 0.337 + 0.05 * np.arange(100)
+    assert aligned(np.array([[1.0, 1.4]]), times, 0.05, 0.4).tolist() == [[1.0, 1.4]]
+
+
+def test_training_windows_hold_samples_of_the_target_and_do_not_pile_up_before_a_gap():
+    session = recording("a", 5, 400, 1, seconds=100.0)
+    vel = session.series["vel"]
+    values = vel.values.copy()
+    values[(vel.times > 20) & (vel.times < 80)] = np.nan
+    session.series["vel"] = vel._replace(values=values)
+    for align in (None, "vel"):
+        windows = RandomWindows([session], [np.array([[0, 100]])], duration=1.0, batch_size=500, targets=("vel",),
+                                align=align)
+        batch = windows.batch(0)
+        assert (batch.targets["vel"].offsets.diff() > 0).all()
+        assert np.histogram(batch.starts, [0, 10, 20, 80, 90, 100])[0][[0, 1, 3, 4]].min() > 80
 
 
 def test_windows_of_binned_models_are_aligned_with_the_samples():

@@ -120,6 +120,9 @@ def _table(run: Run) -> str:
     for name, score in run.scores().iterrows():
         each = ", ".join(f"{r2:.3f}" for r2 in score.filter(regex=r"^r2_\d+$"))
         lines.append(f"  {name:10} {score['r2']:7.3f}   causal {score['r2_causal']:.3f}   per dimension {each}")
+    for name, scores in run.result()["baselines"].items():
+        if "error" in scores:
+            lines.append(f"  {name:10} failed: {scores['error']}")
     best = f" (best at {protocol['best_step']:,})"
     steps = f"{protocol['steps']:,} steps{best}" if protocol["steps"] else "solved at once"
     lines += [f"  {steps}, {protocol['parameters']:,} parameters, {protocol['wall_s']:,.0f} s on "

@@ -129,8 +129,9 @@ class SpikeBatch:
         return bins
 
     def _bin(self, bin_size: float, bins: int) -> Tensor:
-        # A spike on an edge belongs to the later bin, also when float32 puts it a hair before the edge.
-        return (self.times.double() / bin_size + 1e-5).floor().long().clamp_(0, bins - 1)
+        # A spike on an edge belongs to the later bin, also where float32 has put it a hair before the edge.
+        hair = max(1e-5, 1.2e-7 * self.duration / bin_size)
+        return (self.times.double() / bin_size + hair).floor().long().clamp_(0, bins - 1)
 
     # Changes
 

@@ -129,7 +129,8 @@ class Session:
 
     def rates(self) -> np.ndarray:
         """Mean firing rate of every unit over the valid recording, spikes/s [N]."""
-        return np.bincount(self.spike_units, minlength=len(self.units)) / max(self.duration, 1e-9)
+        valid = self.spike_units[inside(self.spike_times, self.intervals)]
+        return np.bincount(valid, minlength=len(self.units)) / max(self.duration, 1e-9)
 
     def get_series(self, name: str) -> Series:
         """The series of that name; UnknownName lists those that are there."""

@@ -39,6 +39,12 @@ def test_averages_are_over_windows_and_causal_is_the_windows_end():
     assert np.isnan(found.causal[found.times < 40.9]).all()             # no window reaches back before held-out time
 
 
+def test_intervals_as_short_as_a_window_are_scored_whatever_the_phase_of_the_samples():
+    trials = np.array([[40.0 + 1.2 * i, 41.0 + 1.2 * i] for i in range(10)])
+    found = score(Oracle(), [tuned(lag=0.007)], [trials], "vel")
+    assert found["r2"] == pytest.approx(1) and found["samples"] >= 190 and found["samples_causal"] >= 10
+
+
 def test_scores_agree_with_scikit_learn():
     random = np.random.default_rng(0)
     true, predicted = random.normal(size=(50, 3)), random.normal(size=(50, 3))

@@ -91,6 +91,42 @@ def test_binned_decoders_do_not_see_later_bins(name):
     assert not torch.equal(model(batch).behavior[~early], model(cut).behavior[~early])
 
 
+@pytest.mark.parametrize("name", ["poyo", "gru"])
+def test_sessions_weigh_the_same_however_often_they_are_sampled(name):
+    slow, fast = tuned("slow", 1), tuned("fast", 2)
+    vel = fast.series["vel"]
+    fast.series["vel"] = Series(np.repeat(vel.times, 9) + np.tile(np.arange(9) * 0.005, len(vel.times)),
+                                np.repeat(vel.values, 9, axis=0), "m/s")
+    torch.manual_seed(0)
+    model = models.build(name, [slow, fast], target="vel", **SMALL[name]).eval()
+    read = lambda index: Reader([slow, fast], ("vel",)).read(index, [3.0] * len(index), model.window)
+    alone = [model.loss(read([i]))["loss"] for i in (0, 1)]
+    torch.testing.assert_close(model.loss(read([0, 1]))["loss"], sum(alone) / 2)
+
+
+@pytest.mark.parametrize("name", ["poyo", "gru"])
+def test_a_batch_without_a_sample_teaches_nothing_and_breaks_nothing(name):
+    session = tuned()
+    model = models.build(name, [session], target="vel", **SMALL[name])
+    vel = session.series["vel"]
+    session.series["vel"] = vel._replace(values=np.where(vel.times[:, None] < 30, vel.values, np.nan))
+    loss = model.loss(Reader([session], ("vel",)).read([0, 0], [40.0, 50.0], model.window))["loss"]
+    loss.backward()
+    assert loss == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_ridge_agrees_with_scikit_learn_with_many_features_and_with_few():
+    from sklearn.linear_model import Ridge as Reference
+
+    from workbench.models.ridge import _solve
+    random = np.random.default_rng(0)
+    for samples, features in ((200, 30), (30, 200)):
+        x, y = random.poisson(2.0, (samples, features)).astype(np.float32), random.normal(size=(samples, 2)) + 3
+        for penalty, found in zip((1.0, 100.0), _solve(x, y, (1.0, 100.0)), strict=True):
+            want = Reference(alpha=penalty).fit(x, y)
+            np.testing.assert_allclose(x @ found[:-1] + found[-1], want.predict(x), atol=1e-4)
+
+
 def test_unknown_models_and_settings_are_refused():
     with pytest.raises(UnknownName, match="no model 'poya'; did you mean poyo"):
         models.build("poya", [tuned()], target="vel")
@@ -98,6 +134,10 @@ def test_unknown_models_and_settings_are_refused():
         models.build("gru", [tuned()], target="vel", depht=3)
     with pytest.raises(UnknownName, match="no series 'speed' in session 'tuned'; there are vel"):
         models.build("poyo", [tuned()], target="speed")
+    with pytest.raises(UnknownName, match=r"no size '2M' in the published sizes of POYO; there are 1\.3M"):
+        models.build("poyo", [tuned()], target="vel", size="2M")
+    with pytest.raises(WorkbenchError, match=r"windows of 0\.4 s leave nothing after a warm-up of 0\.5 s"):
+        models.build("gru", [tuned()], target="vel", window=0.4)
 
 
 @pytest.mark.parametrize("name", ["ridge", "gru"])

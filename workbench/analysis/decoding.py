@@ -39,7 +39,7 @@ def decode(model, session: Session, intervals: np.ndarray, target: str, *, step:
     times, true = reader.targets[target][0]
     interval = session.get_series(target).interval
     step = step or _step(interval)
-    starts = sliding(aligned(intervals, times, interval), model.window, step)
+    starts = sliding(aligned(intervals, times, interval, model.window), model.window, step)
     total = {name: np.zeros(true.shape) for name in ("averaged", "causal")}
     number = {name: np.zeros(len(times)) for name in total}
     training = model.training
@@ -66,30 +66,39 @@ def score(model, sessions: Sequence[Session], intervals: Sequence[np.ndarray], t
           step: float | None = None, causal: bool = True) -> dict:
     """R² of `target` on held-out intervals, one array [n, 2] a session; the mean of dimensions, then of sessions.
 
-    {"r2", "r2_per_dim", "r2_causal", "r2_causal_per_dim", "samples", "window", "step", "protocol"}, and "sessions" with
-    the R² of each where there are several. "r2" is of predictions averaged over overlapping windows.
+    {"r2", "r2_per_dim", "r2_causal", "r2_causal_per_dim", "samples", "samples_causal", "window", "step", "protocol"},
+    and "sessions" with the R² of each where there are several. "r2": predictions averaged over overlapping windows.
     """
-    each, samples = {"r2": [], "r2_causal": []}, 0
+    each, samples, steps = {"r2": [], "r2_causal": []}, {"r2": 0, "r2_causal": 0}, []
     for session, part in zip(sessions, intervals, strict=True):
-        found = decode(model, session, part, target, step=step)
-        samples += len(found.times)
+        steps.append(step or _step(session.get_series(target).interval))
+        found = decode(model, session, part, target, step=steps[-1])
         for name, predicted in (("r2", found.averaged), ("r2_causal", found.causal)):
             there = np.isfinite(predicted).all(1)
             if name == "r2" and there.sum() < 2:
                 raise BadRecording(f"{session.id}: only {there.sum()} samples of {target!r} lie in the held-out time; "
                                    "choose a series that is sampled there")
-            each[name].append(r2(found.true[there], predicted[there]))
-    step = step or _step(sessions[0].get_series(target).interval)
+            samples[name] += int(there.sum())
+            nothing = np.full(found.true.shape[1], np.nan)
+            each[name].append(r2(found.true[there], predicted[there]) if there.any() else nothing)
     result = {}
     for name in each if causal else ("r2",):
-        result[name] = float(np.nanmean(each[name]))
-        result[f"{name}_per_dim"] = np.nanmean(each[name], axis=0).tolist()
-    result |= {"samples": samples, "window": model.window, "step": step, "protocol":
-               f"R², mean of dimensions; windows of {model.window:g} s slide by {step:g} s inside held-out time; r2: "
-               f"predictions averaged over overlapping windows; r2_causal: the last {step:g} s of each window only"}
+        result[name] = _mean(each[name])
+        result[f"{name}_per_dim"] = [_mean(column) for column in np.transpose(each[name])]
+    every = " or ".join(f"{s:g}" for s in sorted(set(steps)))
+    result |= {"samples": samples["r2"], "samples_causal": samples["r2_causal"], "window": model.window,
+               "step": max(steps), "protocol":
+               f"R², mean of dimensions; windows of {model.window:g} s slide by {every} s inside held-out time; r2: "
+               f"predictions averaged over overlapping windows; r2_causal: the last {every} s of each window only"}
     if len(sessions) > 1:
-        result["sessions"] = {s.id: float(np.nanmean(one)) for s, one in zip(sessions, each["r2"], strict=True)}
+        result["sessions"] = {s.id: _mean(one) for s, one in zip(sessions, each["r2"], strict=True)}
     return result
+
+
+def _mean(values) -> float:
+    """The mean of what is a number: a column that does not vary has no R²."""
+    values = np.asarray(values, float)
+    return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")
 
 
 def _step(interval: float) -> float:

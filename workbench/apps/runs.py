@@ -103,6 +103,8 @@ class RunMonitor(pn.viewable.Viewer):
             own = storage.read_json(place / "scores.json")
             if own and name not in self._dashed:
                 score = own["scores"][own["protocol"]["target"]]["r2"]
+                if score is None:                                       # not a number: nothing there varied
+                    continue
                 self._dashed[name] = score
                 self._r2.add_layout(Span(location=score, dimension="width", line_dash="dashed", line_width=2,
                                          line_color=COLORS.get(name, "#cc79a7")))

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from workbench.batch import SpikeBatch
+from workbench.batch import SpikeBatch, Target
+from workbench.errors import BadRecording, UnknownName
 from workbench.session import Session
 
 
@@ -60,19 +62,45 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
 
 
 def scaling(sessions: Sequence[Session], target: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each column of a series over sessions, gaps left out.
+    """Mean and standard deviation of each column of a series, gaps left out; the averages of the sessions' own.
 
-    Pass sessions cut to their training part: the scale of what is held out is not ours to know.
+    Pass sessions cut to their training part: the scale of what is held out is not ours to know. BadRecording for a
+    session without a sample.
     """
-    values = np.concatenate([s.get_series(target).values for s in sessions]).astype(np.float64)
-    values = values[np.isfinite(values).all(1)]
-    scale = values.std(0) if len(values) else np.ones(values.shape[1])
-    return values.mean(0).tolist(), np.where(scale > 0, scale, 1.0).tolist()
+    means, scales = [], []
+    for session in sessions:
+        values = np.asarray(session.get_series(target).values, np.float64)
+        values = values[np.isfinite(values).all(1)]
+        if len(values) < 2:
+            raise BadRecording(f"{session.id}: series {target!r} has {len(values)} finite samples in the time to train "
+                               "on; choose another series or another split")
+        means.append(values.mean(0))
+        scales.append(values.std(0))
+    scale = np.mean(scales, axis=0)
+    return np.mean(means, axis=0).tolist(), np.where(scale > 0, scale, 1.0).tolist()
 
 
 def sampling_interval(sessions: Sequence[Session], target: str) -> float:
     """The longest median sampling interval of a series over sessions, in seconds."""
     return max(s.get_series(target).interval for s in sessions)
+
+
+def default_bins(sessions: Sequence[Session], target: str) -> float:
+    """Seconds of a bin, for models of counts: the target's sampling interval, 20 ms at least."""
+    return max(sampling_interval(sessions, target), 0.02)
+
+
+def sample_bins(target: Target, bin_size: float, bins: int) -> tuple[Tensor, Tensor]:
+    """The window [Q] and the bin [Q] that hold each sample of a target."""
+    return (torch.repeat_interleave(target.offsets.diff()),
+            (target.times / bin_size + 1e-4).long().clamp_(max=bins - 1))
+
+
+def known_session(name: str, known: Sequence[str]) -> int:
+    """Which of the sessions that a model was built for this is; UnknownName where it is none of them."""
+    if name not in known:
+        raise UnknownName("session", name, known, where="the sessions that this model was built for")
+    return known.index(name)
 
 
 def parameters(model: nn.Module) -> int:

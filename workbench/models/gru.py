@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from workbench.batch import SpikeBatch
-from workbench.errors import UnknownName
-from workbench.models.base import Output, SpikeModel, sampling_interval, scaling
+from workbench.errors import WorkbenchError
+from workbench.losses import window_mse
+from workbench.models.base import Output, SpikeModel, default_bins, known_session, sample_bins, scaling
 from workbench.session import Session
 
 
 class GRU(SpikeModel):
-    """sessions: their ids; units: how many each has; rates: mean counts a bin of every unit; bin_size in seconds."""
+    """sessions: their ids; rates: mean counts a bin of their units; bin_size, window, warmup in s."""
 
     name = "gru"
     decodes = True
@@ -28,6 +29,9 @@ class GRU(SpikeModel):
                  mean: Sequence[float], scale: Sequence[float], bin_size: float = 0.05, window: float = 3.0,
                  warmup: float = 0.5, dim: int = 256, noise: float = 0.3, dropout: float = 0.3):
         super().__init__()
+        if window <= warmup:
+            raise WorkbenchError(f"windows of {window:g} s leave nothing after a warm-up of {warmup:g} s; give a "
+                                 "longer window= or a shorter warmup=")
         self.sessions, self.target, self.bin_size, self.noise = list(sessions), target, bin_size, noise
         self.window, self.warmup = window, warmup
         self.rates = nn.ParameterList(nn.Parameter(torch.tensor(r), requires_grad=False) for r in rates)
@@ -42,8 +46,8 @@ class GRU(SpikeModel):
     def for_sessions(cls, sessions: Sequence[Session], *, target: str, **settings) -> GRU:
         """Bins as wide as the target's sampling interval, 20 ms at least; windows of about 3 s."""
         mean, scale = scaling(sessions, target)
-        bin_size = settings.pop("bin_size", None) or max(sampling_interval(sessions, target), 0.02)
-        window = settings.pop("window", None) or round(3.0 / bin_size) * bin_size
+        bin_size = settings.pop("bin_size", None) or default_bins(sessions, target)
+        window = settings.pop("window", None) or max(round(3.0 / bin_size), 1) * bin_size
         return cls(sessions=[s.id for s in sessions], rates=[(s.rates() * bin_size).tolist() for s in sessions],
                    target=target, outputs=len(mean), mean=mean, scale=scale, bin_size=bin_size, window=window,
                    **settings)
@@ -51,9 +55,7 @@ class GRU(SpikeModel):
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, outputs] at the target's times, read out of the bin that holds each, and states [B, T, D]."""
         states, _ = self.gru(self.dropout(self._read_in(batch)))
-        target = batch.targets[self.target]
-        window = torch.repeat_interleave(target.offsets.diff())
-        bins = (target.times / self.bin_size + 1e-4).long().clamp_(max=states.shape[1] - 1)
+        window, bins = sample_bins(batch.targets[self.target], self.bin_size, states.shape[1])
         found = self.readout(self.dropout(states[window, bins]))
         return Output(behavior=found * self.scale + self.mean, latents=states)
 
@@ -61,10 +63,7 @@ class GRU(SpikeModel):
         counts = batch.counts(self.bin_size).transpose(1, 2)
         x = counts.new_empty(*counts.shape[:2], self.gru.input_size)
         for which in batch.session.unique().tolist():
-            name = batch.sessions[which].id
-            if name not in self.sessions:
-                raise UnknownName("session", name, self.sessions, where="the sessions that this GRU was built for")
-            i, at = self.sessions.index(name), batch.session == which
+            i, at = known_session(batch.sessions[which].id, self.sessions), batch.session == which
             rate = self.rates[i]
             z = (counts[at, :, :len(rate)] - rate) / rate.clamp(min=1e-2).sqrt()            # unit variance if Poisson
             x[at] = self.read_in[i](z + self.noise * torch.randn_like(z) if self.training else z)
@@ -72,6 +71,4 @@ class GRU(SpikeModel):
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
         """Mean squared error of the standardised behaviour, after the warm-up."""
-        target = batch.targets[self.target]
-        wrong = ((self(batch).behavior - target.values) / self.scale)[target.times >= self.warmup]
-        return {"loss": wrong.square().mean()}
+        return {"loss": window_mse(self(batch).behavior, batch.targets[self.target], self.scale, since=self.warmup)}

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from workbench.batch import SpikeBatch
-from workbench.errors import WorkbenchError
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.losses import window_mse
 from workbench.models.base import Output, SpikeModel, sampling_interval, scaling
 from workbench.nn.rotary import RotaryTime, rotate_, unrotate
 from workbench.nn.vocabulary import Vocabulary
@@ -75,6 +76,8 @@ class POYO(SpikeModel):
         """A decoder of the series `target`. Rotary periods start at twice its sampling interval: faster codes cannot be
         told apart by it, and a code of every spike's 0.1 ms has to be unlearned first (ten times slower on real data).
         """
+        if size is not None and size not in cls.SIZES:
+            raise UnknownName("size", size, cls.SIZES, where="the published sizes of POYO")
         mean, scale = scaling(sessions, target)
         fastest = 2 * max(sampling_interval(sessions, target), *(s.resolution for s in sessions))
         known = dict(t_min=min(max(fastest, 1e-3), 0.2)) | (cls.SIZES[size] if size else {})
@@ -133,8 +136,7 @@ class POYO(SpikeModel):
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
         """Mean squared error of the standardised behaviour."""
-        wrong = (self(batch).behavior - batch.targets[self.target].values) / self.scale
-        return {"loss": wrong.square().mean()}
+        return {"loss": window_mse(self(batch).behavior, batch.targets[self.target], self.scale)}
 
     @classmethod
     def from_torch_brain(cls, weights: Mapping[str, Tensor] | str | Path, *, window: float = 1.0, step: float = 0.125,

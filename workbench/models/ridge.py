@@ -1,9 +1,9 @@
 """Ridge regression from lagged spike counts: the Wiener filter that every decoder has to beat.
 
-    counts of the last `lags` bins of every unit [lags × N], standardised → linear → behavior [Q, outputs]
+    counts of the last `lags` bins of every unit [N × lags] → linear → behavior [Q, outputs]
 
 Closed form, one map a session. The penalty is the one that does best on the validation part; the map is then fitted
-to both parts. A sample sees the bin it lies in and the bins before it.
+to both parts. A sample sees the bin it lies in and the bins before it; fitting takes the mean of a bin's samples.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn import linear_model
+from scipy import linalg
 from torch import Tensor, nn
 
 from workbench.batch import Reader, SpikeBatch
-from workbench.errors import UnknownName
+from workbench.errors import BadRecording
 from workbench.metrics import r2
-from workbench.models.base import Output, SpikeModel, sampling_interval
+from workbench.models.base import Output, SpikeModel, default_bins, known_session, sample_bins
 from workbench.session import Session
 from workbench.windows import aligned, sliding
 
@@ -35,13 +35,12 @@ class Ridge(SpikeModel):
         super().__init__()
         self.sessions, self.target, self.bin_size, self.lags = list(sessions), target, bin_size, lags
         self.window, self.warmup = 2 * lags * bin_size, (lags - 1) * bin_size
-        weight = lambda n: nn.Parameter(torch.zeros(n * lags + 1, outputs), requires_grad=False)
-        self.maps = nn.ParameterList(weight(n) for n in units)          # last row: the bias
+        self.maps = nn.ParameterList(nn.Parameter(torch.zeros(n * lags + 1, outputs)) for n in units)   # last row: bias
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], *, target: str, **settings) -> Ridge:
         """Bins as wide as the target's sampling interval, 20 ms at least; lags cover the last half second."""
-        bin_size = settings.pop("bin_size", None) or max(sampling_interval(sessions, target), 0.02)
+        bin_size = settings.pop("bin_size", None) or default_bins(sessions, target)
         lags = settings.pop("lags", None) or max(round(0.5 / bin_size), 1)
         return cls(sessions=[s.id for s in sessions], units=[len(s.units) for s in sessions], target=target,
                    outputs=sessions[0].get_series(target).values.shape[1], bin_size=bin_size, lags=lags, **settings)
@@ -51,47 +50,67 @@ class Ridge(SpikeModel):
         chosen = {}
         for session, *parts in zip(sessions, train, valid, strict=True):
             (x, y), (x_valid, y_valid) = (self._samples(session, part) for part in parts)
-            scores = [np.nanmean(r2(y_valid, _ridge(x, y, p).predict(x_valid))) for p in self.PENALTIES]
+            maps = _solve(x, y, self.PENALTIES)
+            scores = [np.nan_to_num(np.nanmean(r2(y_valid, x_valid @ w[:-1] + w[-1])), nan=-np.inf) for w in maps]
             chosen[session.id] = float(self.PENALTIES[int(np.argmax(scores))])
-            both = _ridge(np.concatenate([x, x_valid]), np.concatenate([y, y_valid]), chosen[session.id])
-            weight = np.concatenate([both.coef_.T, both.intercept_[None]])
+            both = _solve(np.concatenate([x, x_valid]), np.concatenate([y, y_valid]), [chosen[session.id]])[0]
             with torch.no_grad():
-                self.maps[self.sessions.index(session.id)].copy_(torch.from_numpy(weight))
+                self.maps[known_session(session.id, self.sessions)].copy_(torch.from_numpy(both))
         return chosen
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, outputs]; the first `warmup` seconds of a window see silence before it."""
-        target = batch.targets[self.target]
+        target, lagged = batch.targets[self.target], self._lagged(batch)
+        window, bins = sample_bins(target, self.bin_size, lagged.shape[2])
         behavior = target.times.new_empty(len(target.times), self.maps[0].shape[1])
-        x, window = self._features(batch)
         for which in batch.session.unique().tolist():
-            name = batch.sessions[which].id
-            if name not in self.sessions:
-                raise UnknownName("session", name, self.sessions, where="the sessions that this ridge was fitted to")
-            weight, at = self.maps[self.sessions.index(name)], batch.session[window] == which
+            weight = self.maps[known_session(batch.sessions[which].id, self.sessions)]
+            at = batch.session[window] == which
             n = (len(weight) - 1) // self.lags
-            behavior[at] = x[at, :n].flatten(1) @ weight[:-1] + weight[-1]
+            behavior[at] = lagged[window[at], :n, bins[at]].flatten(1) @ weight[:-1] + weight[-1]
         return Output(behavior=behavior)
 
-    def _features(self, batch: SpikeBatch) -> tuple[Tensor, Tensor]:
-        """Lagged counts [Q, N, lags] at every sample of the target, and its window [Q]."""
-        target, counts = batch.targets[self.target], batch.counts(self.bin_size)
-        lagged = nn.functional.pad(counts, (self.lags - 1, 0)).unfold(2, self.lags, 1)      # [B, N, T, lags]
-        window = torch.repeat_interleave(target.offsets.diff())
-        bins = (target.times / self.bin_size + 1e-4).long().clamp_(max=counts.shape[2] - 1)
-        return lagged[window, :, bins], window
+    def _lagged(self, batch: SpikeBatch) -> Tensor:
+        """The counts of the last `lags` bins at every bin [B, N, T, lags], a view of the counts."""
+        return nn.functional.pad(batch.counts(self.bin_size), (self.lags - 1, 0)).unfold(2, self.lags, 1)
 
     def _samples(self, session: Session, intervals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lagged counts [M, N × lags] and mean behaviour [M, outputs] of every bin with samples, after the warm-up."""
         reader, step = Reader([session], (self.target,)), self.window - self.warmup
-        intervals = aligned(intervals, reader.targets[self.target][0][0], session.get_series(self.target).interval)
+        intervals = aligned(intervals, reader.targets[self.target][0][0], session.get_series(self.target).interval,
+                            self.window)
+        starts = sliding(intervals, self.window, step)
         x, y = [], []
-        for start in sliding(intervals, self.window, step):
-            batch = reader.read(np.zeros(1, int), np.array([start]), self.window)
-            seen = batch.targets[self.target].times >= self.warmup - 1e-6
-            x.append(self._features(batch)[0][seen].flatten(1).numpy())
-            y.append(batch.targets[self.target].values[seen].numpy())
-        return np.concatenate(x), np.concatenate(y)
+        for at in np.array_split(starts, -(-len(starts) // 32)):
+            batch = reader.read(np.zeros(len(at), int), at, self.window)
+            target, lagged = batch.targets[self.target], self._lagged(batch)
+            window, bins = sample_bins(target, self.bin_size, lagged.shape[2])
+            cell = window * lagged.shape[2] + bins
+            number = torch.bincount(cell, minlength=lagged.shape[0] * lagged.shape[2])
+            total = torch.zeros(len(number), target.values.shape[1]).index_add(0, cell, target.values)
+            number.view(-1, lagged.shape[2])[:, :self.lags - 1] = 0
+            there = number.nonzero()[:, 0]
+            x.append(lagged.permute(0, 2, 1, 3).flatten(0, 1)[there].flatten(1).numpy())
+            y.append((total[there] / number[there, None]).numpy())
+        x, y = np.concatenate(x), np.concatenate(y)
+        if not x.size:
+            raise BadRecording(f"{session.id}: nothing to fit ridge to: {x.shape[1]} counts a bin, {len(x)} bins with "
+                               f"a sample of {self.target!r}; choose a session with units and behaviour")
+        return x, y
 
 
-def _ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> linear_model.Ridge:
-    return linear_model.Ridge(alpha=penalty).fit(x, y)
+def _solve(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[np.ndarray]:
+    """Ridge maps [features + 1, outputs], last row the bias, one a penalty; by features or samples, the fewer.
+
+    One product serves every penalty: it is most of the work.
+    """
+    centre, level = x.mean(0, dtype=np.float64), y.mean(0, dtype=np.float64)
+    x, y = x - centre, y - level
+    wide = x.shape[1] > x.shape[0]
+    product, right = (x @ x.T, y) if wide else (x.T @ x, x.T @ y)
+    maps = []
+    for penalty in penalties:
+        solved = linalg.solve(product + penalty * np.eye(len(product)), right, assume_a="pos")
+        weight = x.T @ solved if wide else solved
+        maps.append(np.concatenate([weight, level[None] - centre[None] @ weight]).astype(np.float32))
+    return maps

@@ -62,7 +62,6 @@ class Batch(_Part):
     """Windows with random starts."""
 
     size: Annotated[int, Field(ge=1)] = 8                               # windows a step
-    duration: Annotated[float, Field(gt=0)] | None = None               # seconds; None: what the model wants
     drop_spikes: Annotated[float, Field(ge=0, lt=1)] = 0.0              # at most this share of a window's spikes
 
 
@@ -101,7 +100,7 @@ class Recipe(_Part):
     batch: Batch = Batch()
     optim: Optim = Optim()
     budget: Budget = Budget()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None                  # of torch; None: as many as torch takes
     device: str | None = None                                           # None: cuda where there is one, else cpu
     baselines: dict[str, dict[str, Any]] = {}

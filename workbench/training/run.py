@@ -113,8 +113,11 @@ class Run:
 
     def scores(self) -> pd.DataFrame:
         """Held-out R² of the run's model and of each baseline, one row a model: r2, r2_causal, both per dimension."""
-        result, rows = self.result(), {}
-        for name, scores in {self.recipe.model.name: result["scores"], **result["baselines"]}.items():
+        result, rows, own = self.result(), {}, self.recipe.model.name
+        own = f"{own} (this run)" if own in result["baselines"] else own
+        for name, scores in {own: result["scores"], **result["baselines"]}.items():
+            if "error" in scores:                                       # a baseline that could not be trained
+                continue
             score = scores[result["protocol"]["target"]]
             rows[name] = {"r2": score["r2"], "r2_causal": score["r2_causal"],
                           **{f"{key}_{i}": value for key in ("r2", "r2_causal")
@@ -238,7 +241,14 @@ def newest_rows(rows: list[dict]) -> pd.DataFrame:
 
 def runs(folder: str | Path = "runs") -> pd.DataFrame:
     """The runs in a folder, newest first: one row a run, its path as the index. `Run(path)` opens one."""
-    found = {str(p.parent): Run(p.parent)._facts() for p in Path(folder).glob("*/recipe.yaml")}
+    found = {str(p.parent): _facts_or_why_not(p.parent) for p in Path(folder).glob("*/recipe.yaml")}
     columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid_r2", "test_r2", "started"]
     table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("run")
     return table.sort_values("started", ascending=False)
+
+
+def _facts_or_why_not(folder: Path) -> dict[str, Any]:
+    try:
+        return Run(folder)._facts()
+    except WorkbenchError as error:                                     # one bad folder must not hide the others
+        return {"state": "unreadable", "recipe": str(error)}

@@ -29,7 +29,8 @@ from workbench import models
 from workbench.analysis import decoding
 from workbench.catalog import open_recordings
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.session import Session
+from workbench.models.base import parameters
+from workbench.session import Session, inside
 from workbench.training import loop, storage
 from workbench.training.recipe import Recipe
 from workbench.windows import RandomWindows, split
@@ -118,8 +119,15 @@ def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path,
     baselines = {}
     for name in recipe.baselines:
         place = folder / "baselines" / name
-        done = (place / "result.json").exists() or \
-            train(recipe.baseline(name), place, on_step=_relay(name, report), stop_files=stop_files) == "finished"
+        try:
+            done = (place / "result.json").exists() or \
+                train(recipe.baseline(name), place, on_step=_relay(name, report), stop_files=stop_files) == "finished"
+        except FolderInUse:
+            raise
+        except WorkbenchError as error:                                 # the model's own result stands without it
+            report.log(f"baseline {name} failed: {error}")
+            baselines[name] = {"error": str(error)}
+            continue
         if not done:
             raise loop.Stopped
         baselines[name] = storage.read_json(place / "result.json")["scores"]
@@ -139,8 +147,14 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
     """Fit one model and score it on held-out time: {scores, protocol}."""
     opened = time.perf_counter()
     sessions = open_recordings(recipe.data)
+    twice = next((s.id for i, s in enumerate(sessions) if s.id in [other.id for other in sessions[:i]]), None)
+    if twice:
+        raise CannotTrain(f"two of the recordings are called {twice!r}, and a model could not tell their units apart; "
+                          "give them names of their own in a catalog")
     target = _target(recipe, sessions)
     parts = [split(s, test=recipe.split.test, valid=recipe.split.valid) for s in sessions]
+    for session, part in zip(sessions, parts, strict=True):
+        _check_session(session, target, part)
     train_parts, valid_parts, test_parts = ([p[name] for p in parts] for name in ("train", "valid", "test"))
 
     settled = storage.read_json(folder / "resolved.json") or {}
@@ -151,9 +165,8 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         model = models.build(recipe.model.name, [s.within(part) for s, part in zip(sessions, train_parts, strict=True)],
                              target=target, **recipe.model.settings)
         solved = hasattr(model, "fit")
-        duration = None if solved else recipe.batch.duration or model.window
         resolved = {
-            "target": target, "duration": duration, "threads": threads, "device": device,
+            "target": target, "window": model.window, "threads": threads, "device": device,
             "model": {"name": recipe.model.name, **_settings(model)},
             "recordings": [{"id": s.id, "dataset": s.dataset, "simulated": s.simulated, "units": len(s.units),
                             "spikes": len(s.spike_times)} for s in sessions],
@@ -171,7 +184,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         else:
             report(stage="training")
             model = model.to(device)
-            windows = RandomWindows(sessions, train_parts, duration=duration, batch_size=recipe.batch.size,
+            windows = RandomWindows(sessions, train_parts, duration=model.window, batch_size=recipe.batch.size,
                                     seed=recipe.seed, targets=(target,), align=target if model.bin_size else None,
                                     drop_spikes=recipe.batch.drop_spikes)
             found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
@@ -185,11 +198,12 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
     wall = (began - opened) + found["seconds"] + (time.perf_counter() - trained)
     protocol = {
         "recordings": resolved["recordings"], "simulated": any(s.simulated for s in sessions), "target": target,
-        "split": resolved["split"], "windows": {"duration": duration, "batch_size": recipe.batch.size},
+        "split": resolved["split"],
+        "windows": {"duration": model.window, "batch_size": None if solved else recipe.batch.size},
         "scoring": scores.pop("protocol", None), "seed": recipe.seed, "steps": None if solved else recipe.budget.steps,
         "best_step": found.get("best_step"), "valid_r2": found.get("valid_r2"),
         "chosen": found.get("chosen"),
-        "parameters": sum(p.numel() for p in model.parameters()), "wall_s": round(wall, 2),
+        "parameters": parameters(model), "wall_s": round(wall, 2),
         "machine": {"threads": threads, "device": device, "cores": os.cpu_count(), "system": platform.platform()},
         "versions": resolved["versions"],
     }
@@ -200,6 +214,21 @@ def _settings(model: torch.nn.Module) -> dict[str, Any]:
     """The settings that a model ended up with. Its lists of names are with its weights, in model/config.json."""
     config = getattr(model, "_hub_mixin_config", None) or {}
     return {k: v for k, v in config.items() if not (isinstance(v, list | tuple) and any(isinstance(i, str) for i in v))}
+
+
+def _check_session(session: Session, target: str, parts: dict[str, np.ndarray]) -> None:
+    """Spikes to decode from, and in every part a behaviour that varies: without them a score means nothing."""
+    if not len(session.spike_times):
+        raise CannotTrain(f"{session.id} has no spikes to decode from; choose a recording of spikes")
+    series = session.get_series(target)
+    for name, part in parts.items():
+        values = series.values[inside(series.times, part)]
+        values = values[np.isfinite(values).all(1)]
+        if len(values) < 2 or not values.std(0).any():
+            raise CannotTrain(f"{target!r} of {session.id} has {len(values):,} finite samples in the {name} part "
+                              f"({part[0, 0]:,.1f} to {part[-1, 1]:,.1f} s)"
+                              f"{' and never changes there' if len(values) > 1 else ''}, so nothing can be learnt or "
+                              "scored there; choose another target or other shares (split.test=, split.valid=)")
 
 
 def _target(recipe: Recipe, sessions: list[Session]) -> str:
