@@ -188,7 +188,9 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
                                     seed=recipe.seed, targets=(target,), align=target if model.bin_size else None,
                                     drop_spikes=recipe.batch.drop_spikes)
             found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
-                             evaluate=lambda m: decoding.score(m, sessions, valid_parts, target, causal=False)["r2"])
+                             # Four windows over every sample choose as well as twenty, in a fifth of the time.
+                             evaluate=lambda m: decoding.score(m, sessions, valid_parts, target, causal=False,
+                                                               step=m.window / 4)["r2"])
         trained = time.perf_counter()
         report(stage="scoring held-out time")
         _save_model(model, folder / "model")
