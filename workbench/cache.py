@@ -24,6 +24,7 @@ from workbench.errors import BadRecording, CannotWrite, NeedsExtra
 from workbench.files import existing
 from workbench.places import cache_folder
 from workbench.session import Session
+from workbench.sources import reader
 
 
 def opened(dataset: Dataset, session: str, path: Path) -> Session:
@@ -45,7 +46,7 @@ def opened(dataset: Dataset, session: str, path: Path) -> Session:
             copy.unlink()
     _check_extras(dataset)
     try:
-        made = labelled(Session.from_nwb(existing(path), **dataset.loader_options), dataset)
+        made = labelled(reader(_loader(dataset))(existing(path), **dataset.loader_options), dataset)
     except TypeError as error:
         raise BadRecording(f"the loader of dataset {dataset.id!r} does not take its loader_options ({error}); correct "
                            "them in the catalog file") from error
@@ -60,6 +61,10 @@ def opened(dataset: Dataset, session: str, path: Path) -> Session:
             with suppress(OSError):                                     # in use elsewhere
                 old.unlink()
     return Session.open(copy)
+
+
+def _loader(dataset: Dataset) -> str:
+    return "nwb" if dataset.loader == "by_suffix" else dataset.loader
 
 
 def labelled(session: Session, dataset: Dataset) -> Session:

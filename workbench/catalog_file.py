@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from workbench.errors import WorkbenchError
+from workbench.sources import LOADERS
 
 
 class BadCatalog(WorkbenchError, ValueError):
@@ -24,6 +25,7 @@ class Plain(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Loader = Literal["by_suffix", "hdf5", *LOADERS]
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
@@ -54,12 +56,23 @@ class RemoteFile(Plain):
 
 
 class Http(Plain):
-    """Files under one address; `sessions` names those that are sessions (without it: all, by file name)."""
+    """Files under one address; `sessions` names those that are sessions (without it: all, by file name).
+
+    `beside` names the files that the reader of a session wants as well: they are fetched before it.
+    """
 
     method: Literal["http"]
     base_url: str = Field(pattern="^https?://")
     files: dict[str, RemoteFile] = Field(min_length=1)
     sessions: dict[str, str] = {}
+    beside: dict[str, list[str]] = {}
+
+    @model_validator(mode="after")
+    def _beside_is_there(self) -> Http:
+        for path in (path for paths in self.beside.values() for path in paths):
+            if path not in self.files:
+                raise ValueError(f"`beside` names the file {path!r}, which `files` does not; add it there")
+        return self
 
 
 class Dandi(Plain):
@@ -112,7 +125,7 @@ class Dataset(Plain):
     homepage: str = ""
     size_gb: float | None = None
     n_sessions: int | None = None
-    loader: Literal["by_suffix", "nwb", "hdf5"] = "by_suffix"           # .nwb: nwb; .h5 and .hdf5: hdf5
+    loader: Loader = "by_suffix"                                        # .nwb: nwb; .h5 and .hdf5: hdf5
     loader_options: dict[str, str | int | float | bool | list[str] | None] = {}
     extras: Texts = ()                                                  # what pip must install for it
     needs_account: str = ""                                             # where and how; empty: none is needed

@@ -42,6 +42,12 @@ def files_of(dataset: Dataset, beside: Path, listing: bool = False) -> dict[str,
     return files
 
 
+def beside(dataset: Dataset, session: str) -> list[Remote]:
+    """The files that the reader of the session wants beside the session's own."""
+    access = dataset.access
+    return [_remote(access, path) for path in access.beside.get(session, ())] if isinstance(access, Http) else []
+
+
 def recordings_at(path: Path) -> list[Path]:
     """The recordings that a path means: the file, those directly in the folder, those that match the glob."""
     if path.is_file():
@@ -57,12 +63,15 @@ def _of(access, name: str, beside: Path, listing: bool) -> dict[str, Path | Remo
         folder = Path(os.environ.get(access.env) or beside) if access.env else beside
         return _named([p for path in access.path for p in recordings_at(folder / Path(path).expanduser())])
     if isinstance(access, Http):
-        remote = [Remote(path, f"{access.base_url.rstrip('/')}/{path}", f.bytes, f.sha256)
-                  for path, f in access.files.items()]
-        return _here(_sessions(remote, access.sessions), name)
+        return _here(_sessions([_remote(access, path) for path in access.files], access.sessions), name)
     if isinstance(access, Dandi):
         return _here(_sessions(_listed(access, name, listing), access.sessions), name)
     return _named([p for place in places(name) for p in recordings_at(place / "**" / "*")])
+
+
+def _remote(access: Http, path: str) -> Remote:
+    file = access.files[path]
+    return Remote(path, f"{access.base_url.rstrip('/')}/{path}", file.bytes, file.sha256)
 
 
 def _sessions(remote: list[Remote], named: dict[str, str]) -> dict[str, Remote]:

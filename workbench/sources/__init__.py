@@ -1,0 +1,19 @@
+"""Where recordings come from: one file a format or dataset, each turning its files into `Session`s.
+
+    LOADERS   the names that `loader:` of the catalog may have → the module whose `read(path, **options)` is called
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+LOADERS = {
+    "allen": "workbench.sources.allen",
+    "nwb": "workbench.sources.nwb",
+}
+
+
+def reader(name: str) -> Callable:
+    """The `read(path, **options) -> Session` of a loader, imported now."""
+    return import_module(LOADERS[name]).read
