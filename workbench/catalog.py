@@ -37,8 +37,11 @@ from workbench.errors import BadRecording, DatasetNotAvailable, ManualDownload, 
 from workbench.files import existing
 from workbench.places import SUFFIXES, beside, cache_folder, files_of, places, recordings_at
 from workbench.session import Session
-from workbench.sources import simulated
 from workbench.sources.download import Remote, fetch, megabytes
+from workbench.sources.simulated import many_spikes, reach_sim
+from workbench.sources.vision_sim import vision_sim
+
+GENERATORS = {"reach_sim": reach_sim, "many_spikes": many_spikes, "vision_sim": vision_sim}
 
 
 def open_catalog(path: str | Path | None = None) -> Catalog:
@@ -113,7 +116,7 @@ class Catalog(Mapping):
         if dataset.simulated:
             made = dataset.access.sessions
             chosen = made[_pick(dataset, session, made)]
-            return cache.labelled(getattr(simulated, dataset.access.generator)(**chosen), dataset)
+            return cache.labelled(GENERATORS[dataset.access.generator](**chosen), dataset)
         files = self._files(dataset, listing=download)
         if not files:
             raise self._absent(dataset)

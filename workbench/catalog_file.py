@@ -33,7 +33,7 @@ class Simulated(Plain):
     """Made on the spot: `generator` is called with the arguments of each session."""
 
     method: Literal["simulated"]
-    generator: Literal["reach_sim", "many_spikes"]
+    generator: Literal["reach_sim", "many_spikes", "vision_sim"]
     sessions: dict[str, dict[str, int | float]] = Field(min_length=1)
 
 

@@ -56,7 +56,7 @@ def reach_sim(session: int = 0, *, seconds: float = 600.0, units: int = 90, seed
     position = np.cumsum(intended, axis=0) * STEP + sway
     common = np.stack([_wander(rng, steps, tau) for tau in (0.15, 0.4, 1.5, 30.0)], axis=1)
     rates = _rates(rng, cells, intended / SPEED, plan, common)
-    spikes, rows = _spikes(rng, rates, STEP)
+    spikes, rows = refractory_spikes(rng, rates, STEP)
     per_bin = round(TRUTH_BIN / STEP)
     bins = steps // per_bin
     table = pd.DataFrame({"id": [f"u{n:04d}" for n in cells["unit"]], "region": np.array(REGIONS)[cells["region"]],
@@ -84,7 +84,7 @@ def many_spikes(spikes: int = 10_000_000, *, units: int = 500, seconds: float = 
     share = np.sort(rng.lognormal(0.0, 1.0, units))[::-1]
     rates = np.minimum(share / share.sum() * spikes / seconds, CEILING / 1.5)
     waves = 1 + 0.5 * np.sin(2 * np.pi * (np.arange(0, seconds, 1.0) / 60 + rng.random((units, 1))))
-    times, rows = _spikes(rng, (rates[:, None] * waves).astype(np.float32), 1.0)
+    times, rows = refractory_spikes(rng, (rates[:, None] * waves).astype(np.float32), 1.0)
     order = rng.permutation(units).astype(np.int32)                     # neighbours in the table differ in rate
     table = pd.DataFrame({"id": [f"u{n:04d}" for n in range(units)], "region": np.repeat(
         ["V1", "LM", "CA1", "LGd"], -(-units // 4))[:units], "depth": np.linspace(0, 3840, units)})
@@ -219,7 +219,7 @@ def _rates(rng, cells, velocity, plan, common) -> np.ndarray:
     return rates
 
 
-def _spikes(rng, rates: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+def refractory_spikes(rng, rates: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
     """Spike times [S], sorted, and their rows [S], from rates [N, T] in spikes/s on a grid of `step` s.
 
     Poisson spikes at a rate that makes up for the refractory loss, thinned by the recovery since the last spike that
