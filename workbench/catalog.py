@@ -26,6 +26,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -176,14 +177,19 @@ class Catalog(Mapping):
                                    f"download=True{account}, or use 'reach-sim', which needs no download")
 
 
-def open_recording(what: str | Path, *, download: bool = False) -> Session:
-    """One session: a dataset's `name` (its first session), `name/session`, or the path of an .nwb, .h5 or .hdf5 file.
+def open_recording(what: str | Path, *, download: bool = False, units=None,
+                   series: Iterable[str] | None = None) -> Session:
+    """One session: a dataset's `name` (its first session), `name/session`, the path of an .nwb, .h5 or .hdf5 file, or
+    an NWB file on a server, "dandi:000140/<path>" or "https://….nwb" (`workbench.sources.stream`).
+
+    units, series: only these, as `Session.select` takes units, and series by name; of an NWB file, here or on a
+    server, the other spikes and series are never read.
 
     Paths are relative to the working folder and read where they are, without a cache. A file comes before a dataset of
     the same name, a dataset before a folder. Raises what `Catalog.open` does, UnknownName where `what` is none of
     these, and BadRecording for a folder or a glob of several recordings.
     """
-    found = _meant(what, download)
+    found = _meant(what, download, units, series)
     if len(found) > 1:
         names = ", ".join(name for name, _ in found[:6]) + (", ..." if len(found) > 6 else "")
         raise BadRecording(f"{os.fspath(what)} holds {len(found)} recordings ({names}); choose one, or open all of "
@@ -203,16 +209,19 @@ def prepare(name: str, sessions: Iterable[str] | None = None) -> None:
     open_catalog().prepare(name, [session] if session else sessions)
 
 
-def _meant(what: str | Path, download: bool) -> list[tuple[str, Callable[[], Session]]]:
+def _meant(what: str | Path, download: bool, units=None, series=None) -> list[tuple[str, Callable[[], Session]]]:
     """(what to call it, how to open it) of every session that is meant."""
     text, path = os.fspath(what), Path(what).expanduser()
+    if text.startswith(("dandi:", "http://", "https://")):
+        from workbench.sources import stream
+        return [(text, lambda: stream.read(text, cache_folder("stream"), units=units, series=series))]
     a_path = isinstance(what, Path) or path.is_file() or path.suffix in SUFFIXES or text.startswith((".", "~", os.sep))
     if not a_path:
         catalog = open_catalog()
         name, _, session = text.partition("/")
         if name in catalog:
             if not glob.has_magic(session):
-                return [(text, lambda: catalog.open(name, session or None, download))]
+                return [(text, lambda: _only(catalog.open(name, session or None, download), units, series))]
             return [(s.id, lambda s=s: s) for s in catalog.open_all(name, session, download)]
         if not (path.exists() or glob.has_magic(text)):
             raise UnknownName("dataset", name, catalog, where="the catalog", hint="nor is there such a file or folder")
@@ -221,12 +230,20 @@ def _meant(what: str | Path, download: bool) -> list[tuple[str, Callable[[], Ses
         if not found:
             raise BadRecording(f"there is no recording ({', '.join(SUFFIXES)}) {'in' if path.is_dir() else 'at'} "
                                f"{path}; check the path")
-        return [(str(p), lambda p=p: _read(p)) for p in found]
-    return [(text, lambda: _read(path))]
+        return [(str(p), lambda p=p: _read(p, units, series)) for p in found]
+    return [(text, lambda: _read(path, units, series))]
 
 
-def _read(path: Path) -> Session:
-    return Session.from_nwb(path) if existing(path).suffix == ".nwb" else Session.open(path)
+def _read(path: Path, units, series) -> Session:
+    if existing(path).suffix == ".nwb":
+        return Session.from_nwb(path, units=units, series=series)
+    return _only(Session.open(path), units, series)
+
+
+def _only(session: Session, units, series) -> Session:
+    session = session if units is None else session.select(units)
+    return session if series is None else replace(session, series={name: session.get_series(name) for name in series},
+                                                  checked=True)
 
 
 def _usual(dataset: Dataset, known: Iterable[str]) -> list[str]:

@@ -168,7 +168,7 @@ class Session:
 
         >>> session.select("region == 'M1' and firing_rate > 1")
         """
-        rows = _unit_rows(self, units)
+        rows = unit_rows(self.units, units, self.id)
         new = np.full(len(self.units), -1, np.int32)
         new[rows] = np.arange(len(rows), dtype=np.int32)
         keep = new[self.spike_units] >= 0
@@ -255,26 +255,27 @@ def _extent(session: Session) -> np.ndarray:
     return np.array([[min(a for a, _ in ends), max(b for _, b in ends)]]) if ends else np.empty((0, 2))
 
 
-def _unit_rows(session: Session, units) -> np.ndarray:
+def unit_rows(table: pd.DataFrame, units, where: str) -> np.ndarray:
+    """The rows of a unit table, in its order, that `units` means (see `Session.select`). `where` is named in errors."""
     if isinstance(units, str):
         try:
-            return np.flatnonzero(session.units.eval(units).to_numpy(bool))
+            return np.flatnonzero(table.eval(units).to_numpy(bool))
         except Exception as error:
-            raise BadRecording(f"{session.id}: cannot select units by {units!r} ({error}); the unit table has columns "
-                               f"{', '.join(session.units.columns)}") from None
+            raise BadRecording(f"{where}: cannot select units by {units!r} ({error}); the unit table has columns "
+                               f"{', '.join(table.columns)}") from None
     units = np.asarray(units)
     if units.dtype == bool:
-        if len(units) != len(session.units):
-            raise BadRecording(f"{session.id}: a unit mask of {len(units)} for {len(session.units)} units; give one "
-                               "truth value a unit")
+        if len(units) != len(table):
+            raise BadRecording(f"{where}: a unit mask of {len(units)} for {len(table)} units; give one truth value a "
+                               "unit")
         return np.flatnonzero(units)
     if units.dtype.kind in "iu":
-        if len(units) and (units.min() < 0 or units.max() >= len(session.units)):
-            raise BadRecording(f"{session.id}: unit rows run from 0 to {len(session.units) - 1}, not {units.min()} to "
+        if len(units) and (units.min() < 0 or units.max() >= len(table)):
+            raise BadRecording(f"{where}: unit rows run from 0 to {len(table) - 1}, not {units.min()} to "
                                f"{units.max()}")
         return np.unique(units)
-    at = {str(u): i for i, u in enumerate(session.units["id"])}
+    at = {str(u): i for i, u in enumerate(table["id"])}
     for u in units:
         if str(u) not in at:
-            raise UnknownName("unit", u, at, where=f"session {session.id!r}")
+            raise UnknownName("unit", u, at, where=f"session {where!r}")
     return np.unique(np.array([at[str(u)] for u in units], np.intp))

@@ -8,10 +8,13 @@ What has the final name is complete. Two processes that want the same file wait 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import pooch
 import requests
@@ -20,8 +23,9 @@ from tqdm.auto import tqdm
 
 from workbench.errors import DatasetNotAvailable, FileDamaged, NeedsAccount, NoNetwork
 
-TIMEOUT = (10, 60)                              # s, to connect and between two reads
+TIMEOUT = (3.05, 60)                            # s, to connect (to each address of a host) and between two reads
 TRIES = 3                                       # in a row without one new byte
+PATIENCE = 5.0                                  # s without an answer after which a server is not asked again
 BACK_OFF = 1.0                                  # s before the second try, doubled for each further one
 SPARE = 200_000_000                             # bytes of disk that are left alone
 
@@ -59,18 +63,41 @@ def fetch(remote: Remote, target: Path) -> Path:
     return target
 
 
-def get_json(url: str, params: dict | None = None) -> dict:
-    """The JSON that a server answers with; the errors of `fetch`."""
+def ask(url: str, get: Callable[..., requests.Response] | None = None, **options) -> requests.Response:
+    """The answer to a GET, asked by `get` (None: requests.get); the errors of `fetch`. What may pass is tried again."""
+    since = time.monotonic()
     for attempt in range(TRIES):
         try:
-            response = requests.get(url, params=params, timeout=TIMEOUT)
+            response = (get or requests.get)(url, timeout=TIMEOUT, **options)
             _refuse(response, url)
-            return response.json()
+            return response
         except requests.RequestException as error:
-            if attempt + 1 == TRIES:
+            if attempt + 1 == TRIES or time.monotonic() - since > PATIENCE:
                 raise NoNetwork(f"cannot reach {_host(url)} ({_reason(error)}); check the network and try again, or "
                                 "use a dataset that is on this computer, such as 'reach-sim'") from None
             time.sleep(BACK_OFF * 2 ** attempt)
+
+
+def get_json(url: str, params: dict | None = None) -> dict:
+    """The JSON that a server answers with; the errors of `fetch`."""
+    try:
+        return ask(url, params=params).json()
+    except requests.JSONDecodeError:
+        raise NoNetwork(f"what answers in place of {_host(url)} is not that server: it sends no JSON, as the sign-in "
+                        "page of a network does; sign in to the network and try again") from None
+
+
+def about(url: str) -> tuple[Remote, str]:
+    """The file at `url`, with its size, and the server's mark of this version of it ("" where there is none).
+
+    The errors of `fetch`, and DatasetNotAvailable for a server that cannot send parts of a file.
+    """
+    with ask(url, headers={"Range": "bytes=0-0", "Accept-Encoding": "identity"}, stream=True) as response:
+        size = re.fullmatch(r"bytes 0-0/(\d+)", response.headers.get("Content-Range", ""))
+        if response.status_code != 206 or not size:
+            raise DatasetNotAvailable(f"{_host(url)} does not send parts of {url}; download the file and open its path")
+        mark = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        return Remote(unquote(urlsplit(url).path).lstrip("/"), url, int(size[1])), mark
 
 
 def megabytes(size: int | None) -> str:
@@ -81,7 +108,7 @@ def megabytes(size: int | None) -> str:
 
 
 def _download(remote: Remote, part: Path) -> None:
-    failures, most = 0, _size(part)
+    failures, most, since = 0, _size(part), time.monotonic()
     while True:
         _check_room(remote, part)
         try:
@@ -89,7 +116,8 @@ def _download(remote: Remote, part: Path) -> None:
         except requests.RequestException:
             arrived = _size(part) > most
             failures, most = 0 if arrived else failures + 1, max(most, _size(part))
-            if failures == TRIES:
+            since = time.monotonic() if arrived else since
+            if failures == TRIES or (failures and time.monotonic() - since > PATIENCE):
                 raise
             time.sleep(BACK_OFF * 2 ** max(failures - 1, 0))
 
@@ -149,7 +177,8 @@ def _refuse(response: requests.Response, url: str) -> None:
         raise NeedsAccount(f"{_host(url)} gives {url} only to people it knows (HTTP {code}); ask for access at its "
                            "site and put the file where the dataset is looked for")
     if 400 <= code < 500 and code not in (408, 429):
-        raise DatasetNotAvailable(f"{_host(url)} has nothing at {url} (HTTP {code}); correct the catalog entry")
+        raise DatasetNotAvailable(f"{_host(url)} has nothing at {url} (HTTP {code}); correct the catalog entry, or "
+                                  "the address")
     response.raise_for_status()
 
 

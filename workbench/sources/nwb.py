@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -25,10 +27,13 @@ import pandas as pd
 from hdmf.common import DynamicTable, VectorIndex
 from pynwb import NWBHDF5IO, NWBFile
 
-from workbench.errors import BadRecording, UnknownName
+from workbench.errors import BadRecording, DatasetNotAvailable, UnknownName
 from workbench.files import existing
-from workbench.session import Session, overlap
+from workbench.session import Session, overlap, unit_rows
 from workbench.sources import nwb_series, nwb_tables, nwb_write
+
+if TYPE_CHECKING:
+    from workbench.sources.stream import Stream
 
 REGIONS = ("region", "location", "brain_area", "brain_region", "area", "brain_location", "anatomical_location",
            "ecephys_structure_acronym", "acronym", "structure")
@@ -42,36 +47,47 @@ def write(session: Session, path: str | Path) -> Path:
     return nwb_write.write(session, path)
 
 
-def read(path: str | Path, *, id: str | None = None, series: Iterable[str] | None = None,
-         units_table: str = "units") -> Session:
+def read(source: str | Path | Stream, *, id: str | None = None, series: Iterable[str] | None = None,
+         units=None, units_table: str = "units") -> Session:
     """The session in an NWB file that has a units table with spike times, or dF/F.
 
+    source: a path, or a file on a server (`workbench.sources.stream`).
     id: the session's name (None: the file's identifier where people can read it, else the file's name).
     series: only these (None: all but those sampled faster than 5 kHz, which are raw voltages).
+    units: only these, as `Session.select` takes them (None: all); the spikes of the others are never read. Where the
+        file does not say when it is valid, the session lasts from the first to the last thing that was read.
     units_table: the name of the table of units, where a file has several.
 
     Raises BadRecording, in one sentence with the path, for a file that is missing, not NWB, has neither units nor dF/F,
     or whose spikes cannot be: unsorted within a unit, not finite, in samples or milliseconds.
     """
-    path = existing(path).resolve()
+    source = existing(source).resolve() if isinstance(source, str | Path) else source
     wanted = None if series is None else list(series)
-    try:
-        _check_format(path)
-        with NWBHDF5IO(path, "r") as io:
-            nwb = _quietly(io)
-            own = nwb_write.header(nwb)
-            session = nwb_write.restore(nwb, own, path) if own else _session(nwb, path, wanted, units_table)
-    except BadRecording as error:
-        raise BadRecording(f"{path}: {error}") from None
-    except UnknownName:
-        raise
-    except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadRecording(f"{path}: cannot be read as NWB ({type(error).__name__}: {said}); something in it is "
-                           "missing or damaged, and the command pynwb-validate says what") from error
+    with opened(source) as nwb:
+        own = nwb_write.header(nwb)
+        session = (nwb_write.restore(nwb, own, source, wanted, units) if own else
+                   _session(nwb, source, wanted, units, units_table))
     if wanted is not None:
         session = replace(session, series={name: session.get_series(name) for name in wanted}, checked=True)
     return replace(session, id=id, checked=True) if id else session
+
+
+@contextmanager
+def opened(source: Path | Stream) -> Iterator[NWBFile]:
+    """The file's structure, its arrays still on disk; BadRecording, with the path, for what goes wrong meanwhile."""
+    try:
+        with _open(source) as file:
+            _check_format(file)
+            with NWBHDF5IO(file=file, mode="r") as io:
+                yield _quietly(io)
+    except BadRecording as error:
+        raise BadRecording(f"{source}: {error}") from None
+    except (UnknownName, DatasetNotAvailable):
+        raise
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise BadRecording(f"{source}: cannot be read as NWB ({type(error).__name__}: {said}); something in it is "
+                           "missing or damaged, and the command pynwb-validate says what") from error
 
 
 def _quietly(io: NWBHDF5IO) -> NWBFile:
@@ -81,25 +97,30 @@ def _quietly(io: NWBHDF5IO) -> NWBFile:
         return io.read()
 
 
-def _check_format(path: Path) -> None:
-    if not h5py.is_hdf5(path):
+def _open(source: Path | Stream) -> AbstractContextManager[h5py.File]:
+    if not isinstance(source, Path):
+        return source.opened()
+    if not h5py.is_hdf5(source):
         raise BadRecording("not an NWB file: it is not HDF5; if it should be, its beginning is damaged")
-    with h5py.File(path, "r") as file:
-        if "nwb_version" in file.attrs:
-            return
-        if file.attrs.get("object") in ("Data", b"Data"):
-            raise BadRecording("not NWB but HDF5 in torch_brain's layout; open it with Session.open")
-        if "nwb_version" in file:
-            raise BadRecording("NWB 1, which nothing reads any more; convert it to NWB 2")
-        raise BadRecording("HDF5 but not NWB (it has no attribute nwb_version); read it with the source that knows its "
-                           "format")
+    return h5py.File(source, "r")
 
 
-def _session(nwb: NWBFile, path: Path, wanted: list[str] | None, units_table: str) -> Session:
+def _check_format(file: h5py.File) -> None:
+    if "nwb_version" in file.attrs:
+        return
+    if file.attrs.get("object") in ("Data", b"Data"):
+        raise BadRecording("not NWB but HDF5 in torch_brain's layout; open it with Session.open")
+    if "nwb_version" in file:
+        raise BadRecording("NWB 1, which nothing reads any more; convert it to NWB 2")
+    raise BadRecording("HDF5 but not NWB (it has no attribute nwb_version); read it with the source that knows its "
+                       "format")
+
+
+def _session(nwb: NWBFile, source: Path | Stream, wanted: list[str] | None, chosen, units_table: str) -> Session:
     signals, cells = nwb_series.series(nwb, wanted)
     table = nwb.units if units_table == "units" else _find_table(nwb, units_table)
     if table is not None:
-        units, times, rows, observed = _units(nwb, table)
+        units, times, rows, observed = units_and_spikes(nwb, table, chosen)
     elif cells is not None:
         units, times, rows, observed = cells, np.empty(0), np.empty(0, np.int32), None
     else:
@@ -111,21 +132,23 @@ def _session(nwb: NWBFile, path: Path, wanted: list[str] | None, units_table: st
         stimuli = _shown(nwb, trials, stimuli, pictures)
     subject = nwb.subject
     session = Session(
-        id=_session_id(nwb, path), spike_times=times, spike_units=rows, units=units, intervals=observed, series=signals,
-        trials=trials, stimuli=stimuli, load_images=partial(load_images, path, pictures) if pictures else None,
+        id=_session_id(nwb, source), spike_times=times, spike_units=rows, units=units, intervals=observed,
+        series=signals, trials=trials, stimuli=stimuli,
+        load_images=partial(load_images, source, pictures) if pictures else None,
         subject=(subject and subject.subject_id) or "", species=(subject and subject.species) or "",
         task=nwb.experiment_description or "", description=nwb.session_description or "",
         citation="; ".join(str(p) for p in nwb.related_publications or ()),
         simulated="simulated" in [str(k).lower() for k in nwb.keywords or ()],
         resolution=_resolution(table))
-    return _without(session, invalid) if len(invalid) else session
+    session = without(session, invalid) if len(invalid) else session
+    return session if chosen is None else session.select(chosen)
 
 
-def _session_id(nwb: NWBFile, path: Path) -> str:
+def _session_id(nwb: NWBFile, source: Path | Stream) -> str:
     """The identifier, unless it is one for machines (a UUID, a hash) or too long: then the file's name."""
     text = re.sub(r"[^\w.+-]+", "-", str(nwb.identifier or "")).strip("-.")
     machine = re.fullmatch(r"[0-9a-fA-F-]{16,}", text)
-    return text if text and not machine and len(text) <= 64 else path.stem
+    return text if text and not machine and len(text) <= 64 else source.stem
 
 
 def _contents(nwb: NWBFile) -> str:
@@ -146,8 +169,12 @@ def _find_table(nwb: NWBFile, name: str) -> DynamicTable:
     return found[name]
 
 
-def _units(nwb: NWBFile, table: DynamicTable) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray | None]:
-    """The unit table, sorted spike times [S] and their rows [S], and where the units were observed, if that is said."""
+def units_and_spikes(nwb: NWBFile, table: DynamicTable,
+                     chosen) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The unit table, sorted spike times [S] and their rows [S], and where the units were observed, if that is said.
+
+    All units are in the table; spikes are only those of the units that `chosen` means, where it is not None.
+    """
     if "spike_times" not in table.colnames:
         raise BadRecording(f"the table {table.name!r} has no column spike_times; it has "
                            f"{', '.join(table.colnames) or 'no columns'}")
@@ -155,10 +182,10 @@ def _units(nwb: NWBFile, table: DynamicTable) -> tuple[pd.DataFrame, np.ndarray,
     column = table["spike_times"]
     if not isinstance(column, VectorIndex):
         raise BadRecording("units.spike_times has no index (spike_times_index), so nothing says which spike is whose")
-    flat, counts = np.asarray(column.target.data[:], np.float64), nwb_tables.counts(column, "units.spike_times")
-    if len(counts) != len(ids):
-        raise BadRecording(f"units.spike_times_index has {len(counts)} entries for {len(ids)} units")
-    rows = np.repeat(np.arange(len(ids), dtype=np.int32), counts)
+    if len(column.data) != len(ids):
+        raise BadRecording(f"units.spike_times_index has {len(column.data)} entries for {len(ids)} units")
+    units = _unit_table(nwb, table, ids)
+    flat, rows = nwb_tables.spikes(column, None if chosen is None else unit_rows(units, chosen, str(nwb.identifier)))
     bad = np.flatnonzero(~np.isfinite(flat))
     if len(bad):
         raise BadRecording(f"unit {ids[rows[bad[0]]]} has {(rows[bad] == rows[bad[0]]).sum():,} spike times that are "
@@ -169,7 +196,7 @@ def _units(nwb: NWBFile, table: DynamicTable) -> tuple[pd.DataFrame, np.ndarray,
                            f"follows {flat[back[0]]:.6g} s); sort them")
     order = np.argsort(flat, kind="stable")
     observed = _observed(table) if "obs_intervals" in table.colnames else None
-    return _unit_table(nwb, table, ids), flat[order], rows[order], observed
+    return units, flat[order], rows[order], observed
 
 
 def _unit_table(nwb: NWBFile, table: DynamicTable, ids: list[str]) -> pd.DataFrame:
@@ -227,7 +254,7 @@ def _union(rows: np.ndarray) -> np.ndarray:
     return np.stack([rows[first, 0], reach[np.r_[np.flatnonzero(first)[1:] - 1, len(rows) - 1]]], axis=1)
 
 
-def _without(session: Session, invalid: np.ndarray) -> Session:
+def without(session: Session, invalid: np.ndarray) -> Session:
     """The session with `invalid` [n, 2] cut out of its valid intervals, unless that leaves less than half of it."""
     invalid = _union(invalid)
     between = np.stack([np.r_[-np.inf, invalid[:, 1]], np.r_[invalid[:, 0], np.inf]], axis=1)
@@ -254,7 +281,9 @@ def _shown(nwb: NWBFile, trials: pd.DataFrame, stimuli: pd.DataFrame, pictures: 
     return stimuli
 
 
-def load_images(path: Path, name: str) -> np.ndarray:
+def load_images(source: Path | Stream, name: str) -> np.ndarray:
     """The stimulus pictures [n, height, width(, 3)] of the template `name` in the file, opened for this alone."""
-    with NWBHDF5IO(existing(path), "r") as io:
-        return nwb_series.picture_data(_quietly(io).stimulus_template[name], path)
+    if isinstance(source, Path):
+        existing(source)
+    with _open(source) as file, NWBHDF5IO(file=file, mode="r") as io:
+        return nwb_series.picture_data(_quietly(io).stimulus_template[name], source)

@@ -31,6 +31,21 @@ def counts(column: VectorIndex, where: str) -> np.ndarray:
     return found
 
 
+def spikes(column: VectorIndex, chosen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Spike times [S] float64, unit after unit, and the row of each [S] int32: of all units, or of the `chosen` rows.
+
+    Nothing of the other units is read: neighbours among the chosen are one slice of the file.
+    """
+    many = counts(column, "units.spike_times")
+    if chosen is None:
+        return np.asarray(column.target.data[:], np.float64), np.repeat(np.arange(len(many), dtype=np.int32), many)
+    ends = np.cumsum(many)
+    runs = np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1) if len(chosen) else []
+    parts = [np.asarray(column.target.data[int(ends[run[0]] - many[run[0]]):int(ends[run[-1]])], np.float64)
+             for run in runs]
+    return np.concatenate([np.empty(0), *parts]), np.repeat(chosen.astype(np.int32), many[chosen])
+
+
 def unit_ids(table: DynamicTable) -> list[str]:
     """The text column `unit_name` where it is unique, else the ids, else, with a warning, row numbers."""
     names = scalars(table).get("unit_name")

@@ -25,11 +25,11 @@ from pynwb.file import Subject
 from pynwb.image import ImageSeries
 from pynwb.misc import Units
 
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, UnknownName
 from workbench.files import replacing
-from workbench.session import Series, Session
+from workbench.session import Series, Session, unit_rows
 from workbench.sources.columns import Column, columns, file_name, table
-from workbench.sources.nwb_tables import counts
+from workbench.sources.nwb_tables import spikes
 
 FORMAT = 1
 HEADER, PICTURES = "workbench", "pictures"
@@ -168,24 +168,30 @@ def header(nwb: NWBFile) -> dict | None:
     return known
 
 
-def restore(nwb: NWBFile, known: dict, path: Path) -> Session:
-    """The session that `write` wrote to the open file at `path`."""
+def restore(nwb: NWBFile, known: dict, source, wanted: list[str] | None = None, units=None) -> Session:
+    """The session that `write` wrote to the open file at `source`, or only the `wanted` series and some `units`."""
     from workbench.sources.nwb import load_images
 
-    column = nwb.units["spike_times"]
-    flat = np.asarray(column.target.data[:], np.float64)
-    rows = np.repeat(np.arange(len(nwb.units.id), dtype=np.int32), counts(column, "units.spike_times"))
+    whole = _table(nwb.units, known["units"])
+    chosen = None if units is None else unit_rows(whole, units, known["session"]["id"])
+    flat, rows = spikes(nwb.units["spike_times"], chosen)
     order = np.argsort(flat, kind="stable")
-    kept = nwb.scratch.get("spike_units")
-    return Session(
+    kept = None if units is not None else nwb.scratch.get("spike_units")
+    names = [s["name"] for s in known["series"]]
+    for name in wanted or ():
+        if name not in names:
+            raise UnknownName("series", name, names, where=f"session {known['session']['id']!r}")
+    series = [s for s in known["series"] if wanted is None or s["name"] in wanted]
+    session = Session(
         **known["session"], simulated=known["simulated"], resolution=known["resolution"],
         spike_times=flat[order], spike_units=rows[order] if kept is None else np.asarray(kept.data[:]),
-        units=_table(nwb.units, known["units"]), intervals=np.array(known["intervals"], np.float64).reshape(-1, 2),
+        units=whole, intervals=np.array(known["intervals"], np.float64).reshape(-1, 2),
         trials=_table(nwb.trials, known["trials"]),
         stimuli=_table(nwb.intervals["stimulus_presentations"], known["stimuli"]),
-        series={s["name"]: _restored(nwb.processing[s["module"]][s["field"]], s) for s in known["series"]},
+        series={s["name"]: _restored(nwb.processing[s["module"]][s["field"]], s) for s in series},
         truth={t["name"]: _untruth(nwb.scratch[t["field"]].data, t) for t in known["truth"]},
-        load_images=partial(load_images, path, PICTURES) if known["images"] else None)
+        load_images=partial(load_images, source, PICTURES) if known["images"] else None)
+    return session if chosen is None else session.select(chosen)
 
 
 def _decoded(value) -> str:
