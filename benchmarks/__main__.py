@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.clock import machine
 
-ALL = ("sampling", "poyo")
+ALL = ("sampling", "sessions", "poyo")
 
 
 if __name__ == "__main__":

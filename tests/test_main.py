@@ -74,6 +74,13 @@ def test_ctrl_c_in_the_terminal_leaves_a_checkpoint(recording, tmp_path):
     assert Run(tmp_path / "run").state == "stopped" and list((tmp_path / "run/checkpoints").glob("step-*.pt"))
 
 
+def test_a_model_solved_at_once_ends_with_its_scores_too(recording, tmp_path, capsys):
+    assert main(["train", "ridge", f"data={recording}", "target=hand_vel", "--run", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "\n  ridge " in out and "solved at once" in out
+    assert main(["runs", str(tmp_path)]) == 0
+
+
 @pytest.mark.parametrize(("command", "says"), [
     (["train", "poyo-reech"], "poyo-reach"),
     (["train", "gru", "optim.lrr=3"], "optim.lr"),

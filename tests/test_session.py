@@ -268,6 +268,8 @@ REFUSED = {
     "text": ({"times": list("abcde")}, "one flat list of numbers"),
     "no id": ({"units": pd.DataFrame({"region": ["a"] * 3})}, "no column 'id'"),
     "same id": ({"units": pd.DataFrame({"id": ["a", "b", "a"]})}, "two units share the id 'a'"),
+    "a short recording in milliseconds": ({"times": TRAIN * 1e3 / 7.3, "rows": ROWS, "intervals": [[0, 20]]},
+                                          "milliseconds, not seconds"),
     "milliseconds": ({"times": TRAIN * 1e3, "rows": ROWS}, "milliseconds, not seconds"),
     "samples": ({"times": TRAIN * 3e4, "rows": ROWS}, "over 48 hours"),
     "few samples": ({"times": np.arange(200) * 30, "rows": np.zeros(200, int)}, "whole numbers"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_batch import recording
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, UnknownName
 from workbench.windows import RandomWindows, aligned, sliding, split
 
 
@@ -129,3 +129,79 @@ def test_windows_of_binned_models_are_aligned_with_the_samples():
     found = RandomWindows([session], [np.array([[0.5, 9]])], duration=1.0, batch_size=32, targets=("vel",), align="vel")
     phase = (found.batch(0).starts.numpy() + 0.01) / 0.02
     np.testing.assert_allclose(phase, phase.round(), atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.2, 2), st.floats(-0.5, 1)), min_size=10, max_size=40), st.integers(0, 5))
+def test_trials_drawn_at_random_share_no_time_between_parts(trials, seed):
+    lengths, gaps = (np.array(column) for column in zip(*trials, strict=True))
+    start = np.cumsum(np.maximum(lengths + gaps, 0.05))                 # some overlap their neighbours
+    session = recording("a", 4, 100, seconds=float(start[-1] + 10))
+    session = replace(session, trials=pd.DataFrame({"start": start, "stop": start + lengths}))
+    try:
+        parts = split(session, 0.3, 0.2, by="trial", seed=seed)
+    except BadRecording as error:
+        assert "too few" in str(error)
+        return
+    again = split(session, 0.3, 0.2, by="trial", seed=seed)
+    assert all(np.array_equal(parts[name], again[name]) for name in parts)
+    spans = np.concatenate(list(parts.values()))
+    spans = spans[np.argsort(spans[:, 0])]
+    assert (spans[1:, 0] >= spans[:-1, 1]).all()
+    for a, b in zip(start, start + lengths, strict=True):
+        assert sum(any(x < b and a < y for x, y in part) for part in parts.values()) == 1
+
+
+def test_another_seed_draws_other_trials():
+    session = recording("a", 4, 100, seconds=100.0)
+    session = replace(session, trials=pd.DataFrame({"start": np.arange(90.0), "stop": np.arange(90.0) + 0.8}))
+    one, two = (split(session, by="trial", seed=seed)["test"] for seed in (0, 1))
+    assert len(one) == len(two) == 18 and not np.array_equal(one, two)
+
+
+def several(**options):
+    sessions = [replace(recording(name, 5, 2000, i, seconds), dataset=name[:3])
+                for i, (name, seconds) in enumerate([("big1", 400.0), ("big2", 500.0), ("sma1", 100.0)])]
+    return RandomWindows(sessions, [s.intervals for s in sessions], duration=1.0, batch_size=4000, **options)
+
+
+@pytest.mark.parametrize(("power", "share"), [(1.0, 0.1), (0.5, 0.25), (0.0, 0.5)])
+def test_datasets_are_drawn_by_their_time_to_the_power_asked_for(power, share):
+    session = several(power=power).batch(0).session
+    assert (session == 2).float().mean() == pytest.approx(share, abs=0.03)
+    assert (session == 1).sum() / (session < 2).sum() == pytest.approx(5 / 9, abs=0.03)     # by time within a dataset
+
+
+def test_a_curriculum_opens_datasets_by_step():
+    windows = several(opens={"sma": 10})
+    assert (windows.batch(9).session < 2).all() and (windows.batch(10).session == 2).any()
+    with pytest.raises(UnknownName, match=r"no dataset 'smal' in the recordings to train on; did you mean sma"):
+        several(opens={"smal": 3})
+    with pytest.raises(BadRecording, match="every dataset opens later than the first batch"):
+        several(opens={"sma": 3, "big": 1})
+
+
+def test_dropped_units_leave_with_their_spikes_and_jitter_stays_in_window_and_order():
+    whole, fewer = several().batch(1), several(drop_units=0.5).batch(1)
+    kept = fewer.unit_offsets.diff() / whole.unit_offsets.diff()
+    assert torch.equal(whole.starts, fewer.starts) and kept.mean() == pytest.approx(0.75, abs=0.02)
+    assert len(fewer.times) / len(whole.times) == pytest.approx(0.75, abs=0.03)
+    moved = several(jitter=1e-3).batch(1)
+    assert torch.equal(moved.offsets, whole.offsets)
+    assert moved.times.min() >= 0 and moved.times.max() < 1
+    same = moved.windows[1:] == moved.windows[:-1]
+    assert (moved.times.diff()[same] >= 0).all()
+    sort = lambda b: torch.stack([b.windows.double(), b.units.double(), b.times.double()]).T[
+        np.lexsort((b.times, b.units, b.windows))]
+    far = (sort(moved) - sort(whole)).abs().max(0).values
+    assert far[:2].max() == 0 and 5e-4 < far[2] <= 2e-3
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_any_batch_in_the_middle_of_a_run_is_what_an_uninterrupted_run_saw(k):
+    options = dict(power=0.5, opens={"sma": 50}, drop_units=0.3, drop_spikes=0.2, jitter=1e-3, targets=("vel",))
+    went_on, resumed = several(**options), several(**options)
+    went_on.batch(max(k - 1, 0))
+    a, b = went_on.batch(k), resumed.batch(k)
+    assert torch.equal(a.times, b.times) and torch.equal(a.units, b.units) and torch.equal(a.starts, b.starts)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -36,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("workbench: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:                                             # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,9 +89,6 @@ def train(args: argparse.Namespace) -> int:
     recipe = Recipe.load(args.recipe).override(args.settings)
     folder = args.run or new_folder(recipe.name)
     here = Path(folder, "recipe.yaml").is_file() and Run(folder).state == "finished"
-    if not args.detach and not here:
-        print(f"training {recipe.name} in {folder}: Ctrl-C saves a checkpoint, the same command goes on",
-              file=sys.stderr)
     try:
         run = launch(recipe, on="local" if args.detach else "here", run=folder)
     except WorkbenchError:
@@ -107,7 +109,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _again(args: argparse.Namespace, folder: str | Path) -> str:
-    return " ".join(["python -m workbench train", args.recipe, *args.settings, "--run", str(folder)])
+    return "python -m workbench train " + shlex.join([args.recipe, *args.settings, "--run", str(folder)])
 
 
 def _table(run: Run) -> str:
@@ -118,13 +120,16 @@ def _table(run: Run) -> str:
     lines = [f"held-out R² of {protocol['target']}, {names}{' (SIMULATED)' if protocol['simulated'] else ''}: the last "
              f"{test:,.0f} s, which no model was trained or chosen on"]
     for name, score in run.scores().iterrows():
-        each = ", ".join(f"{r2:.3f}" for r2 in score.filter(regex=r"^r2_\d+$"))
-        lines.append(f"  {name:10} {score['r2']:7.3f}   causal {score['r2_causal']:.3f}   per dimension {each}")
+        each = score.filter(regex=r"^r2_\d+$").astype(float)
+        told = ", ".join(f"{r2:.3f}" for r2 in each) if len(each) <= 8 else \
+            f"{each.min():.3f} to {each.max():.3f} over {len(each)}"
+        lines.append(f"  {name:10} {score['r2']:7.3f}   causal {score['r2_causal']:.3f}   per dimension {told}")
     for name, scores in run.result()["baselines"].items():
         if "error" in scores:
             lines.append(f"  {name:10} failed: {scores['error']}")
-    best = f" (best at {protocol['best_step']:,})"
-    steps = f"{protocol['steps']:,} steps{best}" if protocol["steps"] else "solved at once"
+    steps = "solved at once"
+    if protocol["steps"]:
+        steps = f"{protocol['steps']:,} steps (best at {protocol['best_step']:,})"
     lines += [f"  {steps}, {protocol['parameters']:,} parameters, {protocol['wall_s']:,.0f} s on "
               f"{protocol['machine']['threads']} threads ({protocol['machine']['device']}), seed {protocol['seed']}",
               f"run folder: {run.path}",
@@ -135,7 +140,8 @@ def _table(run: Run) -> str:
 def list_runs(args: argparse.Namespace) -> int:
     from workbench.training.run import runs
     table = runs(args.folder)
-    print(table.to_string(na_rep="", float_format="{:.3f}".format) if len(table) else f"no runs in {args.folder}")
+    where = Path(args.folder).resolve()
+    print(table.to_string(na_rep="", float_format="{:.3f}".format) if len(table) else f"no runs in {where}")
     return 0
 
 

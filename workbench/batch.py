@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -150,6 +151,12 @@ class SpikeBatch:
         units = (kept[:-1][tokens.units] - unit_offsets[tokens.windows])[keep[tokens.units]]
         return replace(batch, units=units, window_units=self.window_units[keep], unit_offsets=unit_offsets)
 
+    def jitter(self, shift: Tensor) -> SpikeBatch:
+        """The batch with every spike moved by `shift` [S] seconds, kept inside its window and in time order."""
+        times = (self.times + shift).clamp(0, np.nextafter(np.float32(self.duration), np.float32(0)))
+        order = (self.windows * 2 * self.duration + times.double()).argsort(stable=True)
+        return replace(self, times=times[order], units=self.units[order])
+
     def to(self, device: str | torch.device) -> SpikeBatch:
         """The batch on another device."""
         move = lambda value: value.to(device, non_blocking=True)
@@ -160,26 +167,22 @@ class SpikeBatch:
 class Reader:
     """Cuts windows out of sessions: times, units and targets as flat arrays, one copy a window.
 
-    Samples of a target that are not finite (gaps in the behaviour) are left out once, here.
+    Nothing is read before a window asks for it, so that sessions may stay on disk. Samples of a target that
+    are not finite (gaps in the behaviour) are left out.
     """
 
     def __init__(self, sessions: Sequence, targets: Sequence[str] = ()):
         self.lists = tuple(UnitList(s.id, tuple(s.units["id"])) for s in sessions)
         self.spikes = [(np.asarray(s.spike_times), np.asarray(s.spike_units)) for s in sessions]
         self.columns = [np.arange(len(s.units)) for s in sessions]
-        self.targets: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for name in targets:
-            finite = []
-            for session in sessions:
-                series = session.get_series(name)
-                good = np.isfinite(series.values).all(1)
-                good = slice(None) if good.all() else good
-                finite.append((np.asarray(series.times)[good], np.asarray(series.values[good], np.float32)))
-            widths = {values.shape[1] for _, values in finite}
+        series = {name: [s.get_series(name) for s in sessions] for name in targets}
+        for name, each in series.items():
+            widths = {s.values.shape[1] for s in each}
             if len(widths) > 1:
                 raise BadRecording(f"series {name!r} has {sorted(widths)} columns in different sessions; choose "
                                    "sessions that agree, or another series")
-            self.targets[name] = finite
+        self.targets = {name: [(np.asarray(s.times), np.asarray(s.values)) for s in each]
+                        for name, each in series.items()}
 
     def read(self, session: np.ndarray, starts: np.ndarray, duration: float) -> SpikeBatch:
         """The windows [starts[b], starts[b] + duration) of sessions[session[b]], as a batch."""
@@ -193,7 +196,7 @@ class Reader:
                           window_units=torch.from_numpy(np.concatenate(columns)),
                           unit_offsets=torch.from_numpy(_offsets([len(c) for c in columns])), duration=float(duration),
                           sessions=self.lists, starts=torch.from_numpy(starts),
-                          targets={name: Target(*_cut(series, session, starts, duration))
+                          targets={name: _finite(*_cut(series, session, starts, duration))
                                    for name, series in self.targets.items()})
 
 
@@ -203,15 +206,26 @@ def _cut(sources: list[tuple[np.ndarray, np.ndarray]], session: np.ndarray, star
 
     Runs are copied, not gathered row by row: windows are contiguous, and concatenation converts as it copies.
     """
-    edges = np.empty((len(starts), 2), np.int64)
-    for s in np.unique(session):
-        at = session == s
-        edges[at] = np.searchsorted(sources[s][0], np.stack([starts[at], starts[at] + duration], 1))
+    order = np.argsort(session, kind="stable")
+    asked, owner = np.stack([starts, starts + duration], 1)[order], session[order]
+    found, bounds = np.empty(asked.shape, np.int64), [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
+    for a, b in pairwise(bounds):
+        found[a:b] = sources[owner[a]][0].searchsorted(asked[a:b])
+    edges = np.empty_like(found)
+    edges[order] = found
     rows = list(zip(session.tolist(), starts.tolist(), *edges.T.tolist(), strict=True))
     times = np.concatenate([sources[s][0][a:b] - start for s, start, a, b in rows], dtype=np.float32,
                            casting="same_kind")
     values = np.concatenate([sources[s][1][a:b] for s, _, a, b in rows], dtype=dtype)
     return torch.from_numpy(times), torch.from_numpy(values), torch.from_numpy(_offsets(edges[:, 1] - edges[:, 0]))
+
+
+def _finite(times: Tensor, values: Tensor, offsets: Tensor) -> Target:
+    good = torch.isfinite(values).all(1)
+    if good.all():
+        return Target(times, values, offsets)
+    kept = torch.cat([offsets.new_zeros(1), good.long().cumsum(0)])
+    return Target(times[good], values[good], kept[offsets])
 
 
 def _offsets(sizes) -> np.ndarray:

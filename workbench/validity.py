@@ -124,9 +124,21 @@ def _check_seconds(session: Session) -> None:
         sign = "all of them are whole numbers"
     elif gap >= 0.5:
         sign = f"no unit fires twice within {gap:.3g} 's'"
+    elif (longest := _longest(session)) and span > 50 * longest:
+        sign = f"they span {span:,.0f} 's' where all else spans {longest:,.1f} s"
     elif len(busy) == 5 and counts.max() < SLOWEST * span:
         sign = f"the busiest of {len(counts)} units fires {counts.max() / span:.2g} times a 'second'"
     else:
         return
     raise BadRecording(f"{session.id}: the spike times are probably samples or milliseconds, not seconds ({sign}); "
                        "divide them by the sampling rate, or by 1000")
+
+
+def _longest(session: Session) -> float:
+    """The longest time that a series, the trials or the valid intervals span."""
+    spans = [float(np.ptp(s.times)) for s in session.series.values() if len(s.times)]
+    if session.intervals is not None:
+        spans += [float(np.ptp(intervals_of(session)))] if len(session.intervals) else []
+    starts = session.trials["start"].to_numpy(np.float64, na_value=np.nan) if "start" in session.trials else np.empty(0)
+    starts = starts[np.isfinite(starts)]
+    return max([*spans, float(np.ptp(starts)) if len(starts) > 1 else 0.0], default=0.0)

@@ -5,37 +5,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from workbench.batch import Reader, SpikeBatch
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, UnknownName
 from workbench.session import Session, overlap
 
 
-def split(session: Session, test: float = 0.2, valid: float = 0.1) -> dict[str, np.ndarray]:
-    """Chronological split: the last share `test` of the valid time, `valid` before it, the rest for training.
+def split(session: Session, test: float = 0.2, valid: float = 0.1, *, by: str = "time",
+          seed: int = 0) -> dict[str, np.ndarray]:
+    """{"train", "valid", "test"}: intervals [n, 2] in seconds, of which no two share any time, or any part of a trial.
 
-    Returns {"train", "valid", "test"}: intervals [n, 2] in seconds. No trial lies in two parts: a cut inside one moves
-    to its start (trials as long as a whole part are cut). Chronological, because neighbouring windows share slow drift
-    and random windows would leak it.
+    by "time": the last share `test` of the valid time, `valid` before it, the rest for training; a cut inside a trial
+    moves to its start (trials as long as a whole part are cut). Neighbouring windows share slow drift, so this is the
+    honest default for what will be used later than it was trained.
+    by "trial": whole trials drawn at random from `seed`. Time outside trials is in no part.
     """
     if test < 0 or valid < 0 or test + valid >= 1:
         raise BadRecording(f"a split of {valid:g} valid and {test:g} test leaves nothing to train on; give shares "
                            "whose sum is under 1")
-    shortest = session.duration * min(part for part in (test, valid, 1 - test - valid) if part)
-    cuts = [_cut(session, share, shortest) for share in (1 - test - valid, 1 - test)]
-    edges = [session.start, *cuts, session.stop]
-    parts = {name: overlap(session.intervals, np.array([[a, b]]))
-             for name, a, b in zip(("train", "valid", "test"), edges[:-1], edges[1:], strict=True)}
+    if by not in ("time", "trial"):
+        raise UnknownName("split", by, ("time", "trial"), where="the ways to split")
+    parts = _by_time(session, test, valid) if by == "time" else _by_trial(session, test, valid, seed)
     for name, share in (("train", 1), ("valid", valid), ("test", test)):
         if share and not len(parts[name]):
             raise BadRecording(f"{session.id}: no recording is left for the {name} part, since no cut may go through a "
                                f"trial: {len(session.trials)} trials in {session.duration:.1f} s are too few; give "
                                "other shares, or a session without its trials")
     return parts
+
+
+def _by_time(session: Session, test: float, valid: float) -> dict[str, np.ndarray]:
+    shortest = session.duration * min(part for part in (test, valid, 1 - test - valid) if part)
+    cuts = [_cut(session, share, shortest) for share in (1 - test - valid, 1 - test)]
+    edges = [session.start, *cuts, session.stop]
+    return {name: overlap(session.intervals, np.array([[a, b]]))
+            for name, a, b in zip(("train", "valid", "test"), edges[:-1], edges[1:], strict=True)}
 
 
 def _cut(session: Session, share: float, shortest: float) -> float:
@@ -53,6 +61,31 @@ def _cut(session: Session, share: float, shortest: float) -> float:
     while (through := (start < cut) & (cut < stop)).any():              # trials may overlap
         cut = float(start[through].min())
     return cut
+
+
+def _by_trial(session: Session, test: float, valid: float, seed: int) -> dict[str, np.ndarray]:
+    trials = session.trials[["start", "stop"]].to_numpy(float)
+    trials = trials[np.argsort(trials[:, 0], kind="stable")]
+    trials = trials[trials[:, 1] > trials[:, 0]]
+    # Trials that overlap share their time, so they go together.
+    first = np.append(True, trials[1:, 0] >= np.maximum.accumulate(trials[:, 1])[:-1]) if len(trials) else []
+    group = np.cumsum(first) - 1
+    groups = int(group[-1]) + 1 if len(trials) else 0
+    order = np.random.default_rng([seed, groups]).permutation(groups)
+    tests, valids = round(test * groups), round(valid * groups)
+    drawn = {"test": order[:tests], "valid": order[tests:tests + valids], "train": order[tests + valids:]}
+    parts = {}
+    for name in ("train", "valid", "test"):
+        rows = trials[np.isin(group, drawn[name])]
+        parts[name] = overlap(session.intervals, _joined(rows)) if len(rows) else rows
+    return parts
+
+
+def _joined(rows: np.ndarray) -> np.ndarray:
+    """Sorted intervals [n, 2]; those that overlap or touch become one."""
+    reach = np.maximum.accumulate(rows[:, 1])
+    first = np.append(True, rows[1:, 0] > reach[:-1])
+    return np.stack([rows[first, 0], reach[np.append(np.flatnonzero(first)[1:] - 1, len(rows) - 1)]], axis=1)
 
 
 def sliding(intervals: np.ndarray, duration: float, step: float) -> np.ndarray:
@@ -84,61 +117,90 @@ def aligned(intervals: np.ndarray, times: np.ndarray, interval: float, duration:
     return intervals
 
 
-def covered(times: np.ndarray, interval: float, gap: float) -> np.ndarray:
-    """Where a series was sampled: intervals [n, 2] around runs of samples less than `gap` seconds apart."""
-    if not len(times):
-        return np.empty((0, 2))
-    breaks = np.flatnonzero(np.diff(times) >= gap)
-    first, last = times[np.append(0, breaks + 1)], times[np.append(breaks, len(times) - 1)]
-    return np.stack([first - interval / 2, last + interval / 2], axis=1)
-
-
 class RandomWindows:
     """Training windows with random starts, each wholly inside one interval of its session.
 
     sessions and intervals ([n, 2] seconds, one array a session) go together. `batch(k)` depends on (seed, k) alone, so
-    that a resumed run sees what it would have seen. All possible starts are equally likely; with `align`, those half a
-    sampling interval before a sample of that target, which models of binned counts want. `drop_spikes` is the largest
-    share of spikes that a window loses: each window draws its own share below it, and loses spikes at random.
+    that a run resumed anywhere sees what it would have seen; no part of a recording is read before a window asks.
+
+    targets      every window holds a sample of each of them
+    align        windows start half a sampling interval before a sample of that target, as models of counts want
+    power        a dataset of N seconds is drawn in proportion to N^power: 1 by its time, 0.5 by √N, 0 all alike
+    opens        dataset → the batch from which on it is drawn (a curriculum); the others are there from the start
+    drop_spikes, drop_units   the largest share that a window loses: each draws its own below it, and loses at random
+    jitter       seconds by which every spike is moved at most
     """
 
     def __init__(self, sessions: Sequence[Session], intervals: Sequence[np.ndarray], *, duration: float,
                  batch_size: int, seed: int = 0, targets: Sequence[str] = (), align: str | None = None,
-                 drop_spikes: float = 0.0):
-        self.duration, self.batch_size, self.seed, self.drop_spikes = duration, batch_size, seed, drop_spikes
+                 power: float = 1.0, opens: Mapping[str, int] | None = None, drop_spikes: float = 0.0,
+                 drop_units: float = 0.0, jitter: float = 0.0):
+        self.duration, self.batch_size, self.seed = duration, batch_size, seed
+        self.drop_spikes, self.drop_units, self.jitter = drop_spikes, drop_units, jitter
         self.reader = Reader(sessions, targets)
-        for name in targets:                                            # windows without samples teach nothing
-            sampled = [covered(times, session.get_series(name).interval, duration)
-                       for session, (times, _) in zip(sessions, self.reader.targets[name], strict=True)]
-            intervals = [overlap(np.asarray(part), there) for part, there in zip(intervals, sampled, strict=True)]
         rows = [(s, a, b - duration) for s, part in enumerate(intervals) for a, b in part if b - a >= duration - 1e-9]
         if not rows:
             longest = max((float(np.diff(part).max(initial=0)) for part in intervals), default=0.0)
-            what = f" with samples of {', '.join(targets)}" if targets else ""
-            raise BadRecording(f"no training interval{what} is as "
-                               f"long as a window of {duration:g} s (the longest lasts {longest:.3f} s); choose a "
-                               "shorter window (model.window=)")
+            raise BadRecording(f"no training interval is as long as a window of {duration:g} s (the longest lasts "
+                               f"{longest:.3f} s); choose a shorter window (model.window=)")
         self.session, self.first, last = (np.array(column) for column in zip(*rows, strict=True))
         self.room = np.maximum(last - self.first, 0)
-        # An interval exactly as long as a window still holds one window.
-        self.upto = np.cumsum(self.room + 1e-3)
-        self.clocks = [(times, s.get_series(align).interval) for s, (times, _)
-                       in zip(sessions, self.reader.targets[align], strict=True)] if align else None
+        self.clocks = [(s.get_series(align).times, s.get_series(align).interval) for s in sessions] if align else None
+        self.stages = self._stages([s.dataset or s.id for s in sessions], power, dict(opens or {}))
+
+    def _stages(self, datasets: list[str], power: float, opens: dict[str, int]) -> list[tuple[int, np.ndarray]]:
+        """(first batch, cumulated chance of every row) of each stage of the curriculum."""
+        for name in opens:
+            if name not in datasets:
+                raise UnknownName("dataset", name, dict.fromkeys(datasets), where="the recordings to train on")
+        dataset = np.array(datasets)[self.session]
+        chance = self.room + 1e-3                                       # a row as long as a window still holds one
+        opening = np.array([opens.get(name, 0) for name in dataset])
+        for name in np.unique(dataset):
+            own = dataset == name
+            chance[own] *= chance[own].sum() ** (power - 1)
+        stages = [(int(first), np.cumsum(np.where(opening <= first, chance, 0))) for first in np.unique(opening)]
+        if stages[0][0] > 0:
+            raise BadRecording(f"every dataset opens later than the first batch (the first at {stages[0][0]}); let one "
+                               "open at 0")
+        return stages
 
     def batch(self, k: int) -> SpikeBatch:
         """Batch number k of the run."""
         random = np.random.default_rng([self.seed, k])
-        row = np.searchsorted(self.upto, random.random(self.batch_size) * self.upto[-1])
-        starts = self.first[row] + random.random(self.batch_size) * self.room[row]
-        if self.clocks:
-            for i, s in enumerate(self.session[row]):
-                times, interval = self.clocks[s]
-                sample = max(np.searchsorted(times, starts[i] + interval / 2, side="right") - 1, 0)
-                start = times[sample] - interval / 2
-                near = max(self.first[row[i]], starts[i] - 1.001 * interval) <= start <= starts[i]
-                starts[i] = start if near else starts[i]
-        batch = self.reader.read(self.session[row], starts, self.duration)
+        session, starts = self._draw(random, k, self.batch_size)
+        batch = self.reader.read(session, starts, self.duration)
+        for _ in range(100):
+            empty = np.zeros(self.batch_size, bool)
+            for target in batch.targets.values():
+                empty |= (target.offsets.diff() == 0).numpy()
+            if not empty.any():
+                return self._augment(batch, random)
+            session[empty], starts[empty] = self._draw(random, k, int(empty.sum()))
+            batch = self.reader.read(session, starts, self.duration)
+        raise BadRecording(f"hardly any window of {self.duration:g} s of the training part holds a sample of "
+                           f"{', '.join(batch.targets)}; choose a longer window (model.window=) or another series")
+
+    def _draw(self, random: np.random.Generator, k: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        upto = [chances for first, chances in self.stages if first <= k][-1]
+        row = np.searchsorted(upto, random.random(n) * upto[-1], side="right")
+        starts = self.first[row] + random.random(n) * self.room[row]
+        for i, s in enumerate(self.session[row] if self.clocks else ()):
+            times, interval = self.clocks[s]
+            sample = max(np.searchsorted(times, starts[i] + interval / 2, side="right") - 1, 0)
+            start = times[sample] - interval / 2
+            near = max(self.first[row[i]], starts[i] - 1.001 * interval) <= start <= starts[i]
+            starts[i] = start if near else starts[i]
+        return self.session[row], starts
+
+    def _augment(self, batch: SpikeBatch, random: np.random.Generator) -> SpikeBatch:
+        lost = lambda share, offsets: torch.from_numpy(random.random(int(offsets[-1])) < np.repeat(
+            share * random.random(self.batch_size), offsets.diff().numpy()))
+        if self.drop_units:
+            batch = batch.keep_units(~lost(self.drop_units, batch.unit_offsets))
         if self.drop_spikes:
-            share = np.repeat(self.drop_spikes * random.random(self.batch_size), batch.offsets.diff().numpy())
-            batch = batch.drop(torch.from_numpy(random.random(len(share)) < share))
+            batch = batch.drop(lost(self.drop_spikes, batch.offsets))
+        if self.jitter:
+            shift = random.uniform(-self.jitter, self.jitter, len(batch.times)).astype(np.float32)
+            batch = batch.jitter(torch.from_numpy(shift))
         return batch

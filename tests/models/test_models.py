@@ -130,8 +130,12 @@ def test_ridge_agrees_with_scikit_learn_with_many_features_and_with_few():
 def test_unknown_models_and_settings_are_refused():
     with pytest.raises(UnknownName, match="no model 'poya'; did you mean poyo"):
         models.build("poya", [tuned()], target="vel")
-    with pytest.raises(WorkbenchError, match=r"cannot build 'gru'.*depht"):
+    with pytest.raises(WorkbenchError, match=r"no setting 'depht' in model 'gru'"):
         models.build("gru", [tuned()], target="vel", depht=3)
+    with pytest.raises(WorkbenchError, match=r"latents of model 'poyo' is 7\.5; give a whole number"):
+        models.build("poyo", [tuned()], target="vel", latents=7.5)
+    with pytest.raises(WorkbenchError, match=r"dropout of model 'gru' is 'much'; give a number"):
+        models.build("gru", [tuned()], target="vel", dropout="much")
     with pytest.raises(UnknownName, match="no series 'speed' in session 'tuned'; there are vel"):
         models.build("poyo", [tuned()], target="speed")
     with pytest.raises(UnknownName, match=r"no size '2M' in the published sizes of POYO; there are 1\.3M"):

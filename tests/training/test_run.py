@@ -153,6 +153,22 @@ def test_a_folder_with_another_recipe_is_refused_and_says_what_differs(tiny, tmp
     assert Run(tmp_path / "run").recipe.seed == 0
 
 
+def test_a_folder_where_a_mistaken_recipe_failed_takes_the_corrected_one(tiny, tmp_path):
+    with pytest.raises(WorkbenchError, match="no series 'hand_velo'"):
+        launch(tiny.with_(target="hand_velo"), run=tmp_path / "run", on="here")
+    assert Run(tmp_path / "run").state == "failed"
+    assert launch(tiny.with_(target="hand_vel"), run=tmp_path / "run", on="here").state == "finished"
+
+
+def test_one_unreadable_run_does_not_hide_the_others(tiny, tmp_path):
+    queued(tmp_path, tiny)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "recipe.yaml").write_text("model: gru\ndata: a\nold_setting: 3\n")
+    table = runs(tmp_path)
+    assert sorted(table["state"]) == ["failed", "unreadable"]
+    assert "old_setting" in table.loc[table["state"] == "unreadable", "error"].item()
+
+
 def test_a_folder_of_other_things_is_not_written_into(tiny, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CannotStart, match="holds no run"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 from workbench.errors import UnknownName, WorkbenchError
 
@@ -28,10 +30,16 @@ def available() -> dict[str, list[str]]:
 def build(name: str, sessions: Sequence, **settings):
     """A new model for these sessions; settings that the model does not know are refused by name."""
     model = get(name)
-    try:
-        return model.for_sessions(sessions, **settings)
-    except TypeError as error:
-        raise WorkbenchError(f"cannot build {name!r}: {error}") from error
+    hints = get_type_hints(model.__init__) | get_type_hints(model.for_sessions)
+    known = [k for k in hints if k not in ("return", "units", "sessions", "outputs", "mean", "scale", "rates")]
+    for key, value in settings.items():
+        if key not in known:
+            raise UnknownName("setting", key, known, where=f"model {name!r}")
+        if hints[key] is int and (type(value) is not int or value < 1):
+            raise WorkbenchError(f"{key} of model {name!r} is {value!r}; give a whole number, 1 or more")
+        if hints[key] is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
+            raise WorkbenchError(f"{key} of model {name!r} is {value!r}; give a number, 0 or more")
+    return model.for_sessions(sessions, **settings)
 
 
 def load(folder: str | Path):

@@ -46,7 +46,12 @@ def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | Non
     folder = Path(run).expanduser() if run is not None else new_folder(recipe.name)
     if (folder / "recipe.yaml").is_file():
         there = Recipe.load(folder / "recipe.yaml")
-        if other := there.diff(recipe):
+        other = there.diff(recipe)
+        if other and _untouched(Run(folder)):                           # a mistake in the recipe, corrected
+            for leftover in ("resolved.json", "status.json", "process.json", "metrics.jsonl"):
+                (folder / leftover).unlink(missing_ok=True)
+            recipe.save(folder / "recipe.yaml")
+        elif other:
             listed = ", ".join(f"{k} is {old!r} there and {new!r} here" for k, (old, new) in list(other.items())[:3])
             more = f" and {len(other) - 3} more" if len(other) > 3 else ""
             raise CannotStart(f"{folder} holds a run of another recipe ({listed}{more}); choose another folder")
@@ -55,6 +60,12 @@ def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | Non
     else:
         recipe.save(folder / "recipe.yaml")
     return Run(folder).resume(on)
+
+
+def _untouched(run: Run) -> bool:
+    """Whether the run failed before it had learnt anything that could be lost."""
+    learnt = any((run.path / name).exists() for name in ("model", "scores.json", "result.json", "baselines"))
+    return run.status["state"] == "failed" and not (learnt or any(run.path.glob("checkpoints/*.pt")))
 
 
 def start(run: Run, on: str) -> Run:
@@ -82,7 +93,11 @@ def new_folder(name: str, under: str | Path = "runs") -> Path:
 def _here(run: Run) -> None:
     """In this process, under a progress bar."""
     from workbench.training.trainer import train
-    shown = _bar if sys.stderr.isatty() or "ipykernel" in sys.modules else _lines
+    notebook = "ipykernel" in sys.modules
+    shown = _bar if sys.stderr.isatty() or notebook else _lines
+    if not notebook and run.state != "finished":
+        print(f"training {run.recipe.name} in {run.path}: Ctrl-C saves a checkpoint, the same command goes on",
+              file=sys.stderr)
     with interrupt_stops(run), shown() as show:
         train(run.recipe, run.path, on_step=show)
 
@@ -160,7 +175,7 @@ def _bar() -> Iterator[Any]:
                 bar.reset(total=steps)
             bar.total = steps
             if step is not None:
-                bar.set_postfix_str(_scores(status), refresh=False)
+                bar.set_postfix_str(_scores(status).removeprefix(", "), refresh=False)
                 bar.update(step - bar.n)
         yield show
 
@@ -174,7 +189,7 @@ def _lines() -> Iterator[Any]:
         stage, step, steps = _progress(status)
         if stage != last["stage"] or time.monotonic() - last["time"] > 20:
             last.update(stage=stage, time=time.monotonic())
-            at = f", step {step:,} of {steps:,}, {_scores(status)}" if step and steps else ""
+            at = f", step {step:,} of {steps:,}{_scores(status)}" if step and steps else ""
             print(f"{stage}{at}", file=sys.stderr, flush=True)
     yield show
 
@@ -186,5 +201,7 @@ def _progress(status: dict[str, Any]) -> tuple[str, int | None, int | None]:
 
 
 def _scores(status: dict[str, Any]) -> str:
+    if status.get("stage", "").startswith("baseline"):                  # the loss is the main model's
+        return ""
     shown = {name: status.get(key) for key, name in (("loss", "loss"), ("valid_r2", "validation R²"))}
-    return ", ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None)
+    return "".join(f", {name} {value:.3g}" for name, value in shown.items() if value is not None)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -52,17 +52,23 @@ class Model(_Part):
 
 
 class Split(_Part):
-    """Chronological shares of the recording: `test` its last part, `valid` cut from the end of the rest."""
+    """Shares held out: by "time" `test` is the last part and `valid` is cut from the end of the rest; or by "trial"."""
 
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     valid: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    by: Literal["time", "trial"] = "time"
+    seed: Annotated[int, Field(ge=0)] = 0                               # of the draw of trials
 
 
 class Batch(_Part):
     """Windows with random starts."""
 
     size: Annotated[int, Field(ge=1)] = 8                               # windows a step
+    power: Annotated[float, Field(ge=0, le=1)] = 1.0                    # N seconds of a dataset weigh N^power; √N: 0.5
+    opens: dict[str, Annotated[int, Field(ge=0)]] = {}                  # dataset → step from which on it is drawn
     drop_spikes: Annotated[float, Field(ge=0, lt=1)] = 0.0              # at most this share of a window's spikes
+    drop_units: Annotated[float, Field(ge=0, lt=1)] = 0.0               # at most this share of a window's units
+    jitter: Annotated[float, Field(ge=0)] = 0.0                         # seconds by which a spike is moved at most
 
 
 class Optim(_Part):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import html
 import socket
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,13 +210,14 @@ class Run:
         data = recipe.data if isinstance(recipe.data, list) else [recipe.data]
         return {"state": state, "recipe": recipe.name, "model": recipe.model.name,
                 "data": ", ".join(Path(d).name for d in data), "target": target, "step": status.get("step"),
-                "steps": recipe.budget.steps, "valid_r2": status.get("valid_r2"),
+                "steps": status.get("steps"), "valid_r2": status.get("valid_r2"),
                 "test_r2": result["scores"][target]["r2"] if result else None,
-                "started": pd.Timestamp(status["started"], unit="s") if "started" in status else pd.NaT}
+                "started": datetime.fromtimestamp(status["started"]).replace(microsecond=0)
+                if "started" in status else None}
 
     def __repr__(self) -> str:
         facts = self._facts()
-        step = f", step {facts['step']:,} of {facts['steps']:,}" if facts["step"] else ""
+        step = f", step {facts['step']:,} of {facts['steps']:,}" if facts["step"] and facts["steps"] else ""
         named = {"validation": facts["valid_r2"], "held-out": facts["test_r2"]}
         score = "".join(f", {name} R² {value:.3f}" for name, value in named.items() if value is not None)
         why = f": {self.error}" if facts["state"] in ("failed", "lost") else ""
@@ -242,8 +244,9 @@ def newest_rows(rows: list[dict]) -> pd.DataFrame:
 def runs(folder: str | Path = "runs") -> pd.DataFrame:
     """The runs in a folder, newest first: one row a run, its path as the index. `Run(path)` opens one."""
     found = {str(p.parent): _facts_or_why_not(p.parent) for p in Path(folder).glob("*/recipe.yaml")}
-    columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid_r2", "test_r2", "started"]
+    columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid_r2", "test_r2", "started", "error"]
     table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("run")
+    table = table.astype({"step": "Int64", "steps": "Int64", "started": "datetime64[s]"})
     return table.sort_values("started", ascending=False)
 
 
@@ -251,4 +254,4 @@ def _facts_or_why_not(folder: Path) -> dict[str, Any]:
     try:
         return Run(folder)._facts()
     except WorkbenchError as error:                                     # one bad folder must not hide the others
-        return {"state": "unreadable", "recipe": str(error)}
+        return {"state": "unreadable", "error": f"{folder / 'recipe.yaml'}: {error}"}

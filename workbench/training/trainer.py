@@ -152,7 +152,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         raise CannotTrain(f"two of the recordings are called {twice!r}, and a model could not tell their units apart; "
                           "give them names of their own in a catalog")
     target = _target(recipe, sessions)
-    parts = [split(s, test=recipe.split.test, valid=recipe.split.valid) for s in sessions]
+    parts = [split(s, **recipe.split.model_dump()) for s in sessions]
     for session, part in zip(sessions, parts, strict=True):
         _check_session(session, target, part)
     train_parts, valid_parts, test_parts = ([p[name] for p in parts] for name in ("train", "valid", "test"))
@@ -160,6 +160,11 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
     settled = storage.read_json(folder / "resolved.json") or {}
     threads = recipe.threads or settled.get("threads") or torch.get_num_threads()
     device = recipe.device or settled.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CannotTrain(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); say device=cpu, or "
+                          "device=null for the best there is") from None
     with _machine(threads, recipe.seed):
         # Whatever a model takes from the recording (rates, the scale of the target), it takes from the training part.
         model = models.build(recipe.model.name, [s.within(part) for s, part in zip(sessions, train_parts, strict=True)],
@@ -184,9 +189,9 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         else:
             report(stage="training")
             model = model.to(device)
-            windows = RandomWindows(sessions, train_parts, duration=model.window, batch_size=recipe.batch.size,
-                                    seed=recipe.seed, targets=(target,), align=target if model.bin_size else None,
-                                    drop_spikes=recipe.batch.drop_spikes)
+            windows = RandomWindows(sessions, train_parts, duration=model.window, seed=recipe.seed, targets=(target,),
+                                    align=target if model.bin_size else None, batch_size=recipe.batch.size,
+                                    **recipe.batch.model_dump(exclude={"size"}))
             found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
                              # Four windows over every sample choose as well as twenty, in a fifth of the time.
                              evaluate=lambda m: decoding.score(m, sessions, valid_parts, target, causal=False,
@@ -236,6 +241,9 @@ def _check_session(session: Session, target: str, parts: dict[str, np.ndarray]) 
 def _target(recipe: Recipe, sessions: list[Session]) -> str:
     """The series to decode; every session has to have it."""
     there = set.intersection(*(set(s.series) for s in sessions))
+    if not any(s.series for s in sessions):
+        names = ", ".join(s.id for s in sessions)
+        raise CannotTrain(f"{names} has no behaviour to decode: there is no series beside the spikes")
     if recipe.target is None:
         if len(there) == 1:
             return there.pop()
