@@ -96,10 +96,12 @@ class Catalog(Mapping):
                 for name, d in self.items()]
         return pd.DataFrame(rows).set_index("dataset")
 
-    def sessions(self, name: str) -> list[str]:
-        """The names of the sessions, as far as they are known without a network."""
+    def sessions(self, name: str, here: bool = False) -> list[str]:
+        """The names of the sessions, as far as they are known without a network; `here`: of those on this computer."""
         dataset = self[name]
-        return list(dataset.access.sessions if dataset.simulated else self._files(dataset))
+        if dataset.simulated:
+            return list(dataset.access.sessions)
+        return [session for session, file in self._files(dataset).items() if not here or isinstance(file, Path)]
 
     def available(self, name: str) -> bool:
         """Whether `open(name)` needs no network."""
