@@ -10,6 +10,7 @@ from importlib import import_module
 
 LOADERS = {
     "allen": "workbench.sources.allen",
+    "falcon": "workbench.sources.falcon",
     "nlb": "workbench.sources.nlb",
     "nwb": "workbench.sources.nwb",
 }
