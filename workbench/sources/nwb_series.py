@@ -125,12 +125,12 @@ def _series(name: str, container, signal: TimeSeries) -> Series:
     scale, shift = float(signal.conversion), float(signal.offset or 0.0)
     if (scale, shift) != (1.0, 0.0):
         values = values * scale + shift
-    times, values = _increasing(name, times, values)
+    times, values = increasing(name, times, values)
     unit = "dF/F" if isinstance(container, DfOverF) else str(signal.unit or "")
     return Series(times, values, unit, columns)
 
 
-def _increasing(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def increasing(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Only samples later than all before them: clocks stutter, and stray times lie days away from all the others."""
     if not len(times):
         return times, values
