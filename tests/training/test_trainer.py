@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from workbench import models
 from workbench.training import checkpoint, loop
 from workbench.training.loop import Diverged, learning_rate
 from workbench.training.recipe import Optim
@@ -150,6 +151,15 @@ def test_all_random_generators_come_back(tmp_path):
     checkpoint.restore_random(checkpoint.newest(tmp_path)["random"])
     again = torch.rand(3), np.random.rand(3), random.random()
     assert torch.equal(drawn[0], again[0]) and (drawn[1] == again[1]).all() and drawn[2] == again[2]
+
+
+def test_looking_for_the_fastest_threads_changes_neither_weights_nor_random_numbers(tiny, tmp_path):
+    train(tiny.with_(threads=None), tmp_path / "chosen")
+    chosen = json.loads((tmp_path / "chosen" / "resolved.json").read_text())["threads"]
+    assert 1 <= chosen <= torch.get_num_threads()
+    train(tiny.with_(threads=chosen), tmp_path / "told")
+    one, two = (models.load(tmp_path / name / "model").state_dict() for name in ("chosen", "told"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_training_here_leaves_the_kernels_threads_and_random_numbers_alone(tiny, tmp_path):

@@ -144,6 +144,26 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     return {"best_step": best["step"], "valid_r2": best["valid_r2"], "seconds": time.perf_counter() - began}
 
 
+def fastest_threads(model: nn.Module, batches: Callable[[int], Any]) -> int:
+    """How many threads train this model fastest on this machine now; weights and random numbers stay as they are.
+
+    Threads wait for each other at every operation, so on a machine that is busy with something else two of them can be
+    ten times slower than one.
+    """
+    most, state, spent = torch.get_num_threads(), torch.get_rng_state(), {}
+    tried = sorted({most, *(n for n in (1, 2, 4, 8) if n < most)})
+    for threads in tried if most > 1 else ():
+        torch.set_num_threads(threads)
+        for k in range(4):                                              # the first call warms up
+            start = time.perf_counter()
+            model.loss(batches(k))["loss"].backward()
+            spent.setdefault(threads, []).append(time.perf_counter() - start)
+    model.zero_grad(set_to_none=True)
+    torch.set_rng_state(state)
+    torch.set_num_threads(most)
+    return min(spent, key=lambda n: sorted(spent[n][1:])[1]) if spent else most
+
+
 @torch.no_grad()
 def _average(ema: Weights, model: nn.Module, decay: float) -> None:
     for name, value in model.state_dict().items():

@@ -107,7 +107,7 @@ class Recipe(_Part):
     optim: Optim = Optim()
     budget: Budget = Budget()
     seed: Annotated[int, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=1)] | None = None                  # of torch; None: as many as torch takes
+    threads: Annotated[int, Field(ge=1)] | None = None                  # of torch; None: what is fastest at the start
     device: str | None = None                                           # None: cuda where there is one, else cpu
     baselines: dict[str, dict[str, Any]] = {}
 

@@ -158,7 +158,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
     train_parts, valid_parts, test_parts = ([p[name] for p in parts] for name in ("train", "valid", "test"))
 
     settled = storage.read_json(folder / "resolved.json") or {}
-    threads = recipe.threads or settled.get("threads") or torch.get_num_threads()
+    threads = recipe.threads or settled.get("threads")
     device = recipe.device or settled.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device)
@@ -170,6 +170,14 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         model = models.build(recipe.model.name, [s.within(part) for s, part in zip(sessions, train_parts, strict=True)],
                              target=target, **recipe.model.settings)
         solved = hasattr(model, "fit")
+        if not solved:
+            windows = RandomWindows(sessions, train_parts, duration=model.window, seed=recipe.seed, targets=(target,),
+                                    align=target if model.bin_size else None, batch_size=recipe.batch.size,
+                                    **recipe.batch.model_dump(exclude={"size"}))
+        if threads is None:
+            choose = not solved and device == "cpu"
+            threads = loop.fastest_threads(model, windows.batch) if choose else torch.get_num_threads()
+        torch.set_num_threads(threads)
         resolved = {
             "target": target, "window": model.window, "threads": threads, "device": device,
             "model": {"name": recipe.model.name, **_settings(model)},
@@ -189,9 +197,6 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         else:
             report(stage="training")
             model = model.to(device)
-            windows = RandomWindows(sessions, train_parts, duration=model.window, seed=recipe.seed, targets=(target,),
-                                    align=target if model.bin_size else None, batch_size=recipe.batch.size,
-                                    **recipe.batch.model_dump(exclude={"size"}))
             found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
                              # Four windows over every sample choose as well as twenty, in a fifth of the time.
                              evaluate=lambda m: decoding.score(m, sessions, valid_parts, target, causal=False,
@@ -281,11 +286,12 @@ def _save_model(model: torch.nn.Module, folder: Path) -> None:
 
 
 @contextmanager
-def _machine(threads: int, seed: int) -> Iterator[None]:
+def _machine(threads: int | None, seed: int) -> Iterator[None]:
     """The threads and random generators of a run, and then those of the kernel again where it runs in one."""
     before = torch.get_num_threads(), torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        torch.set_num_threads(threads)
+        if threads:
+            torch.set_num_threads(threads)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
