@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.clock import machine
 
-ALL = ("sampling", "sessions", "poyo")
+ALL = ("sampling", "sessions", "binning", "poyo")
 
 
 if __name__ == "__main__":

@@ -132,6 +132,11 @@ class Session:
         valid = self.spike_units[inside(self.spike_times, self.intervals)]
         return np.bincount(valid, minlength=len(self.units)) / max(self.duration, 1e-9)
 
+    def counts(self, bin_size: float) -> Series:
+        """Spikes of every unit in bins of `bin_size` seconds; see `workbench.binning.counts`."""
+        from workbench.binning import counts
+        return counts(self, bin_size)
+
     def get_series(self, name: str) -> Series:
         """The series of that name; UnknownName lists those that are there."""
         if name not in self.series:
