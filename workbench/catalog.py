@@ -154,8 +154,12 @@ class Catalog(Mapping):
             raise self._absent(dataset)
         wanted = [_pick(dataset, s, files) for s in sessions] if sessions else _usual(dataset, files)
         missing = [files[s] for s in wanted if isinstance(files[s], Remote)]
-        unknown = " and more" if any(f.size is None for f in missing) else ""
-        to_get = f"{megabytes(sum(f.size or 0 for f in missing))}{unknown} to download" if missing else "all of it here"
+        known = sum(f.size or 0 for f in missing)
+        told = [megabytes(known)] if known else []
+        if any(f.size is None for f in missing):
+            whole = f" ({megabytes(round(dataset.size_gb * 1e9))} in the whole dataset)" if dataset.size_gb else ""
+            told.append(f"files of unknown size{whole}")
+        to_get = f"{' and '.join(told)} to download" if missing else "all of it here"
         print(f"{dataset.id}: {len(wanted)} of {len(files)} sessions, {to_get}; licence "
               f"{dataset.license or 'not stated'}; kept in {cache_folder(dataset.id)}", flush=True)
         for session in wanted:

@@ -2,12 +2,16 @@
 
 from datetime import UTC, datetime
 
+import h5py
 import numpy as np
 import pytest
 from pynwb import NWBHDF5IO, NWBFile, TimeSeries
 
-from workbench.errors import BadRecording
+from workbench import open_catalog
+from workbench.batch import Reader
+from workbench.errors import BadRecording, DatasetNotAvailable, ManualDownload
 from workbench.sources import nlb
+from workbench.sources.simulated import reach_sim
 
 TRIALS = np.array([[0.0, 1.2], [1.7, 2.9], [3.5, 4.5], [4.5, 5.4]])     # gaps of 0.5 and 0.6 s, and none
 
@@ -106,8 +110,63 @@ def test_behaviour_of_another_clock_is_refused(tmp_path):
 
 
 def test_a_window_of_the_grid_holds_only_measured_samples(train):
-    from workbench.batch import Reader
-
     batch = Reader([nlb.read(train)], ("hand_vel",)).read(np.array([0]), np.array([1.0]), 1.0)
     times = batch.targets["hand_vel"].times.numpy() + 1.0
     assert len(times) == 500 and ((times < 1.2) | (times >= 1.6999)).all()
+
+
+# By name
+
+BENCHMARK = ("mc_maze", "mc_maze_large", "mc_maze_medium", "mc_maze_small", "mc_rtt", "area2_bump", "dmfc_rsg")
+OTHER = ("falcon_m1", "falcon_m2", "falcon_h1", "falcon_h2", "perich_miller", "tvsd", "tvsd_trials")
+BY_HAND = ("sensorium", "crcns_pvc11", "crcns_pvc8", "brainsets")
+
+
+@pytest.fixture
+def nothing_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_a_file_that_the_user_has_opens_by_name_with_the_regions_of_the_benchmarks_page(nothing_here):
+    folder = nothing_here / "mc_maze_small" / "sub-Jenkins"
+    folder.mkdir(parents=True)
+    maze(folder / "sub-Jenkins_ses-small_desc-train_behavior+ecephys.nwb")
+    session = open_catalog().open("mc_maze_small")
+    assert session.units["region"].tolist() == ["PMd", "PMd", "M1", "M1"]
+    assert session.get_series("hand_vel").rate == 1000
+
+
+@pytest.mark.parametrize("name", BENCHMARK + OTHER)
+def test_a_dataset_that_is_not_here_says_where_it_was_looked_for_and_how_to_get_it(nothing_here, name):
+    text = f"'{name}'.* is not on this computer .*data/{name} and .*prepare {name}"
+    with pytest.raises(DatasetNotAvailable, match=text):
+        open_catalog().open(name)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_dataset_for_the_hand_gives_its_address_and_steps(nothing_here, name):
+    with pytest.raises(ManualDownload, match=f"'{name}'.* is not on this computer .*by hand from https://.*: "):
+        open_catalog().open(name)
+
+
+def test_what_may_not_be_passed_on_has_no_sample():
+    for dataset in open_catalog().values():
+        assert dataset.redistribution == "allowed" or dataset.sample is None, dataset.id
+
+
+def test_what_brainsets_prepared_opens_by_name(nothing_here):
+    torch_brain = pytest.importorskip("torch_brain.data")
+    made = reach_sim(0, seconds=6, units=8)
+    folder = nothing_here / "brainsets" / "pei_pandarinath_nlb_2021"
+    folder.mkdir(parents=True)
+    spikes = torch_brain.IrregularTimeSeries(timestamps=made.spike_times, unit_index=made.spike_units.astype(np.int64),
+                                             domain="auto")
+    data = torch_brain.Data(spikes=spikes, domain=spikes.domain, session=torch_brain.Data(id="jenkins_maze_train"),
+                            units=torch_brain.ArrayDict(id=made.units["id"].to_numpy("U")))
+    with h5py.File(folder / "jenkins_maze_train.h5", "w") as file:
+        data.to_hdf5(file)
+    session = open_catalog().open("brainsets", "jenkins_maze_train")
+    assert (session.id, session.dataset) == ("jenkins_maze_train", "brainsets")
+    np.testing.assert_array_equal(session.spike_times, made.spike_times)

@@ -1,10 +1,18 @@
 """TVSD in its true layout: MATLAB 7.3 with reversed axes, UTF-16 text behind references, a channel map of MATLAB 5."""
 
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
+import yaml
 from scipy.io import savemat
 
+from workbench import open_catalog
+from workbench.catalog_file import BadCatalog
 from workbench.errors import BadRecording
 from workbench.sources import tvsd
 
@@ -231,3 +239,39 @@ def test_files_that_are_not_as_released_are_refused(tmp_path):
     stray = matlab(tmp_path / "elsewhere" / "THINGS_normMUA.mat", train_MUA=np.zeros((1024, 2)))
     with pytest.raises(BadRecording, match=r"whose is it.*monkeyF or monkeyN"):
         tvsd.read(stray)
+
+
+# By name
+
+
+@pytest.mark.filterwarnings("ignore:.*test presentations")
+def test_a_session_fetched_by_name_brings_its_list_of_pictures_along(tmp_path, monkeypatch, capsys):
+    norm(tmp_path / "gin")
+    catalog = yaml.safe_load((Path(tvsd.__file__).parents[2] / "data_catalog.yaml").read_text(encoding="utf-8"))
+    entry = next(d for d in catalog["datasets"] if d["id"] == "tvsd")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "gin")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        entry["access"]["base_url"] = f"http://127.0.0.1:{server.server_port}"
+        (tmp_path / "catalog.yaml").write_text(yaml.safe_dump({"schema_version": 1, "datasets": [entry]}))
+        monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv("WORKBENCH_DATA", raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        open_catalog(tmp_path / "catalog.yaml").prepare("tvsd", ["monkeyF"])
+        server.shutdown()
+    assert "files of unknown size (390.0 MB in the whole dataset) to download" in capsys.readouterr().out
+    session = open_catalog(tmp_path / "catalog.yaml").open("tvsd")       # the server is gone
+    assert (session.id, session.dataset, session.license) == ("monkeyF-norm", "tvsd", "CC-BY-4.0")
+    assert session.stimuli["image_class"].iloc[0] == "aardvärk0"
+
+
+def test_a_file_beside_a_session_must_be_among_the_files(tmp_path):
+    access = {"method": "http", "base_url": "http://127.0.0.1", "files": {"a.nwb": {}}, "beside": {"a": ["b.mat"]}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(
+        {"schema_version": 1, "datasets": [{"id": "x", "title": "x", "access": access}]}))
+    with pytest.raises(BadCatalog, match=r"`beside` names the file 'b.mat', which `files` does not"):
+        open_catalog(tmp_path / "c.yaml")
