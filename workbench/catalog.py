@@ -34,7 +34,7 @@ import pandas as pd
 
 from workbench import cache
 from workbench.catalog_file import Dataset, read
-from workbench.errors import BadRecording, DatasetNotAvailable, ManualDownload, UnknownName
+from workbench.errors import BadRecording, DatasetNotAvailable, ManualDownload, NoNetwork, UnknownName
 from workbench.files import existing
 from workbench.places import SUFFIXES, beside, cache_folder, files_of, places, recordings_at
 from workbench.session import Session
@@ -129,7 +129,10 @@ class Catalog(Mapping):
             if not download:
                 raise self._absent(dataset, session)
             for needed in (*beside(dataset, session), path):
-                path = fetch(needed, places(dataset.id)[-1] / needed.path)
+                try:
+                    path = fetch(needed, places(dataset.id)[-1] / needed.path)
+                except NoNetwork as error:
+                    raise self._unreachable(dataset, error, session) from None
         return cache.opened(dataset, session, path)
 
     def open_all(self, name: str, sessions: str = "*", download: bool = False) -> list[Session]:
@@ -166,18 +169,31 @@ class Catalog(Mapping):
             print(f"{session}: {self.open(dataset.id, session, download=True)}", flush=True)
 
     def _files(self, dataset: Dataset, listing: bool = False) -> dict[str, Path | Remote]:
-        return files_of(dataset, self._origins[dataset.id].parent, listing)
+        try:
+            return files_of(dataset, self._origins[dataset.id].parent, listing)
+        except NoNetwork as error:
+            raise self._unreachable(dataset, error) from None
+
+    def _unreachable(self, dataset: Dataset, error: NoNetwork, session: str | None = None) -> NoNetwork:
+        return NoNetwork(f"{self._looked(dataset, session)}, and {error}; or put a copy of its files into "
+                         f"{places(dataset.id)[0]}")
+
+    def _looked(self, dataset: Dataset, session: str | None = None) -> str:
+        size = f"{megabytes(round(dataset.size_gb * 1e9))} in all" if dataset.size_gb else "size not stated"
+        return (f"dataset {dataset.id!r}{f', session {session!r},' if session else ''} ({size}) is not on this "
+                f"computer (looked in {' and '.join(map(str, places(dataset.id)))})")
 
     def _absent(self, dataset: Dataset, session: str | None = None) -> DatasetNotAvailable:
-        access, what = dataset.access, f"dataset {dataset.id!r}{f', session {session!r},' if session else ''}"
+        access = dataset.access
         if access.method == "local":
             env = f", or name the folder in the environment variable {access.env}" if access.env else ""
-            return DatasetNotAvailable(f"{what} has no recording at {', '.join(access.path)}, where "
+            return DatasetNotAvailable(f"dataset {dataset.id!r} has no recording at {', '.join(access.path)}, where "
                                        f"{self._origins[dataset.id]} says it is; correct the path there{env}")
-        size = f" ({megabytes(round(dataset.size_gb * 1e9))} in all)" if dataset.size_gb else ""
-        looked = f"{what}{size} is not on this computer (looked in {' and '.join(map(str, places(dataset.id)))})"
+        looked = self._looked(dataset, session)
         if access.method == "manual":
-            return ManualDownload(f"{looked}; it must be fetched by hand from {access.url}: {access.steps}")
+            steps = str(access.steps).rstrip(". ")
+            return ManualDownload(f"{looked}; it must be fetched by hand from {access.url}: {steps}; without it, use "
+                                  "'reach-sim', which needs no download")
         account = f" (it needs an account: {dataset.needs_account})" if dataset.needs_account else ""
         return DatasetNotAvailable(f"{looked}; run `python -m workbench prepare {dataset.id}` or open it with "
                                    f"download=True{account}, or use 'reach-sim', which needs no download")

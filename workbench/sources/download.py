@@ -56,7 +56,8 @@ def fetch(remote: Remote, target: Path) -> Path:
                 os.replace(part, target)
     except requests.RequestException as error:
         raise NoNetwork(f"cannot reach {_host(remote.url)} for {remote.path} ({_reason(error)}); check the network and "
-                        "try again, what has arrived is kept") from None
+                        "try again (what has arrived is kept), or use a dataset that is on this computer, such as "
+                        "'reach-sim'") from None
     except OSError as error:
         raise DatasetNotAvailable(f"cannot write {target} ({error.strerror or error}); choose another cache folder "
                                   "with WORKBENCH_CACHE") from None
