@@ -24,7 +24,7 @@ from workbench.errors import BadRecording, CannotWrite, NeedsExtra
 from workbench.files import existing
 from workbench.places import cache_folder
 from workbench.session import Session
-from workbench.sources import reader
+from workbench.sources import read_beside, reader
 
 
 def opened(dataset: Dataset, session: str, path: Path) -> Session:
@@ -77,7 +77,8 @@ def labelled(session: Session, dataset: Dataset) -> Session:
 
 def _key(dataset: Dataset, path: Path) -> str:
     about = path.stat()
-    parts = [str(path.resolve()), about.st_size, about.st_mtime_ns, dataset.model_dump(mode="json"), _code()]
+    parts = [str(path.resolve()), about.st_size, about.st_mtime_ns, dataset.model_dump(mode="json"), _code(),
+             *((str(other), other.stat().st_mtime_ns) for other in read_beside(_loader(dataset), path.resolve()))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

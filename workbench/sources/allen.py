@@ -71,6 +71,11 @@ def read(path: str | Path, *, quality: str | None = "good", max_isi_violations: 
         return nwb.without(session, cut) if len(cut) else session
 
 
+def beside(path: Path) -> list[Path]:
+    """The template folders that `read` finds by itself: a copy converted before they came has no pictures."""
+    return allen_templates.folders(path)
+
+
 # Units
 
 

@@ -37,7 +37,7 @@ def loader(path: Path, images: str | None, stimuli: pd.DataFrame,
     if not n:
         return None
     names = [TEMPLATES[images][0].format(i) for i in range(n)] if images == "natural_scenes" else [TEMPLATES[images][0]]
-    looked = [Path(folder).expanduser()] if folder is not None else [path.parent, *path.parents[1:3]]
+    looked = [Path(folder).expanduser()] if folder is not None else _near(path)
     for place in looked:
         if all((place / name).is_file() for name in names):
             return partial(load_images, [place / name for name in names], n)
@@ -45,6 +45,16 @@ def loader(path: Path, images: str | None, stimuli: pd.DataFrame,
                   f"{f' to {names[-1]}' if len(names) > 1 else ''} are in {' or '.join(map(str, looked))}; fetch them "
                   "with workbench/scripts/allensdk_fetch.py, or name their folder as `templates`", stacklevel=3)
     return None
+
+
+def folders(path: Path) -> list[Path]:
+    """The template folders that are near the session file: beside it, or beside one of the two folders above it."""
+    names = sorted({file.split("/")[0] for file, _ in TEMPLATES.values()})
+    return [place / name for place in _near(path) for name in names if (place / name).is_dir()]
+
+
+def _near(path: Path) -> list[Path]:
+    return list(path.parents[:3])
 
 
 def load_images(files: list[Path], n: int) -> np.ndarray:
