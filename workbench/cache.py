@@ -24,7 +24,7 @@ from workbench.errors import BadRecording, CannotWrite, NeedsExtra
 from workbench.files import existing
 from workbench.places import cache_folder
 from workbench.session import Session
-from workbench.sources import read_beside, reader
+from workbench.sources import folder_loader, read_beside, reader
 
 
 def opened(dataset: Dataset, session: str, path: Path) -> Session:
@@ -33,7 +33,8 @@ def opened(dataset: Dataset, session: str, path: Path) -> Session:
     Raises NeedsExtra, and BadRecording for a file that cannot be read. A damaged copy, or a cache that cannot be
     written, is told as a warning and costs only time.
     """
-    if dataset.loader == "hdf5" or (dataset.loader == "by_suffix" and path.suffix != ".nwb"):
+    loader = _loader(dataset, path)
+    if loader == "hdf5":
         return labelled(Session.open(path), dataset)
     folder = cache_folder(dataset.id)
     name = re.sub(r"[^\w+-]", "_", session)
@@ -46,7 +47,7 @@ def opened(dataset: Dataset, session: str, path: Path) -> Session:
             copy.unlink()
     _check_extras(dataset)
     try:
-        made = labelled(reader(_loader(dataset))(existing(path), **dataset.loader_options), dataset)
+        made = labelled(reader(loader)(path if path.is_dir() else existing(path), **dataset.loader_options), dataset)
     except TypeError as error:
         raise BadRecording(f"the loader of dataset {dataset.id!r} does not take its loader_options ({error}); correct "
                            "them in the catalog file") from error
@@ -63,8 +64,9 @@ def opened(dataset: Dataset, session: str, path: Path) -> Session:
     return Session.open(copy)
 
 
-def _loader(dataset: Dataset) -> str:
-    return "nwb" if dataset.loader == "by_suffix" else dataset.loader
+def _loader(dataset: Dataset, path: Path) -> str:
+    by_suffix = folder_loader(path) or ("nwb" if path.suffix == ".nwb" else "hdf5")
+    return by_suffix if dataset.loader == "by_suffix" else dataset.loader
 
 
 def labelled(session: Session, dataset: Dataset) -> Session:
@@ -78,7 +80,7 @@ def labelled(session: Session, dataset: Dataset) -> Session:
 def _key(dataset: Dataset, path: Path) -> str:
     about = path.stat()
     parts = [str(path.resolve()), about.st_size, about.st_mtime_ns, dataset.model_dump(mode="json"), _code(),
-             *((str(other), other.stat().st_mtime_ns) for other in read_beside(_loader(dataset), path.resolve()))]
+             *((str(other), other.stat().st_mtime_ns) for other in read_beside(_loader(dataset, path), path.resolve()))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

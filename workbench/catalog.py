@@ -33,11 +33,12 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import cache
-from workbench.catalog_file import Dataset, read
-from workbench.errors import BadRecording, DatasetNotAvailable, ManualDownload, NoNetwork, UnknownName
+from workbench.catalog_file import Dataset, One, read
+from workbench.errors import BadRecording, DatasetNotAvailable, ManualDownload, NeedsAccount, NoNetwork, UnknownName
 from workbench.files import existing
 from workbench.places import SUFFIXES, beside, cache_folder, files_of, places, recordings_at
 from workbench.session import Session
+from workbench.sources import folder_loader, ibl, reader
 from workbench.sources.download import Remote, fetch, megabytes
 from workbench.sources.simulated import many_spikes, reach_sim
 from workbench.sources.vision_sim import vision_sim
@@ -120,7 +121,7 @@ class Catalog(Mapping):
             made = dataset.access.sessions
             chosen = made[_pick(dataset, session, made)]
             return cache.labelled(GENERATORS[dataset.access.generator](**chosen), dataset)
-        files = self._files(dataset, listing=download)
+        files = self._files(dataset, download, [session] if session else [])
         if not files:
             raise self._absent(dataset)
         session = _pick(dataset, session, files)
@@ -128,6 +129,9 @@ class Catalog(Mapping):
         if isinstance(path, Remote):
             if not download:
                 raise self._absent(dataset, session)
+            if isinstance(dataset.access, One):
+                path = ibl.fetch(session, places(dataset.id)[-1], dataset.access.base_url)
+                return cache.opened(dataset, session, path)
             for needed in (*beside(dataset, session), path):
                 try:
                     path = fetch(needed, places(dataset.id)[-1] / needed.path)
@@ -152,7 +156,8 @@ class Catalog(Mapping):
         if dataset.simulated:
             print(f"{dataset.id} is simulated: it is made when it is opened, there is nothing to prepare")
             return
-        files = self._files(dataset, listing=True)
+        sessions = list(sessions or ())
+        files = self._files(dataset, True, sessions)
         if not files:
             raise self._absent(dataset)
         wanted = [_pick(dataset, s, files) for s in sessions] if sessions else _usual(dataset, files)
@@ -168,11 +173,15 @@ class Catalog(Mapping):
         for session in wanted:
             print(f"{session}: {self.open(dataset.id, session, download=True)}", flush=True)
 
-    def _files(self, dataset: Dataset, listing: bool = False) -> dict[str, Path | Remote]:
+    def _files(self, dataset: Dataset, listing: bool = False, asked: Iterable[str] = ()) -> dict[str, Path | Remote]:
         try:
-            return files_of(dataset, self._origins[dataset.id].parent, listing)
+            files = files_of(dataset, self._origins[dataset.id].parent, listing)
         except NoNetwork as error:
             raise self._unreachable(dataset, error) from None
+        if isinstance(dataset.access, One):                             # which sessions there are, the server knows
+            here = {_plain(name) for name in files}
+            files |= {name: Remote(name, "") for name in asked if _plain(name) not in here}
+        return files
 
     def _unreachable(self, dataset: Dataset, error: NoNetwork, session: str | None = None) -> NoNetwork:
         return NoNetwork(f"{self._looked(dataset, session)}, and {error}; or put a copy of its files into "
@@ -190,6 +199,10 @@ class Catalog(Mapping):
             return DatasetNotAvailable(f"dataset {dataset.id!r} has no recording at {', '.join(access.path)}, where "
                                        f"{self._origins[dataset.id]} says it is; correct the path there{env}")
         looked = self._looked(dataset, session)
+        if access.method == "one":
+            return NeedsAccount(f"{looked}; it is fetched session by session and needs an account: "
+                                f"{dataset.needs_account}; then run `python -m workbench prepare "
+                                f"{dataset.id}/{session or '<session>'}`, or use 'reach-sim', which needs no download")
         if access.method == "manual":
             steps = str(access.steps).rstrip(". ")
             return ManualDownload(f"{looked}; it must be fetched by hand from {access.url}: {steps}; without it, use "
@@ -251,12 +264,15 @@ def _meant(what: str | Path, download: bool, units=None, series=None) -> list[tu
         found = recordings_at(path)
         if not found:
             raise BadRecording(f"there is no recording ({', '.join(SUFFIXES)}) {'in' if path.is_dir() else 'at'} "
-                               f"{path}; check the path")
+                               f"{path}, nor a folder of Phy (params.py and spike_times.npy) or of ALF files "
+                               "(spikes.times.npy); check the path")
         return [(str(p), lambda p=p: _read(p, units, series)) for p in found]
     return [(text, lambda: _read(path, units, series))]
 
 
 def _read(path: Path, units, series) -> Session:
+    if folder := folder_loader(path):
+        return _only(reader(folder)(path), units, series)
     if existing(path).suffix == ".nwb":
         return Session.from_nwb(path, units=units, series=series)
     return _only(Session.open(path), units, series)

@@ -85,6 +85,13 @@ class Dandi(Plain):
     sessions: dict[str, str] = {}
 
 
+class One(Plain):
+    """Sessions of the International Brain Laboratory, fetched one by one by ONE-api with the user's own account."""
+
+    method: Literal["one"]
+    base_url: str = Field(pattern="^https?://")
+
+
 class Manual(Plain):
     """Files that a person fetches from `url` by `steps`."""
 
@@ -93,7 +100,7 @@ class Manual(Plain):
     steps: str
 
 
-Access = Annotated[Simulated | Local | Http | Dandi | Manual, Field(discriminator="method")]
+Access = Annotated[Simulated | Local | Http | Dandi | One | Manual, Field(discriminator="method")]
 
 
 class Sample(Plain):
@@ -125,7 +132,7 @@ class Dataset(Plain):
     homepage: str = ""
     size_gb: float | None = None
     n_sessions: int | None = None
-    loader: Loader = "by_suffix"                                        # .nwb: nwb; .h5 and .hdf5: hdf5
+    loader: Loader = "by_suffix"                                        # .nwb, .h5, folders of Phy or ALF
     loader_options: dict[str, str | int | float | bool | list[str] | None] = {}
     extras: Texts = ()                                                  # what pip must install for it
     needs_account: str = ""                                             # where and how; empty: none is needed
@@ -184,7 +191,7 @@ def _sentence(error: dict, said) -> str:
         entry = said["datasets"][where[1]]
         name = entry.get("id", f"number {where[1] + 1}") if isinstance(entry, dict) else f"number {where[1] + 1}"
         dataset, where = f"dataset {name!r}, ", where[2:]
-    methods = {"simulated", "local", "http", "dandi", "manual"}
+    methods = {"simulated", "local", "http", "dandi", "one", "manual"}
     key = ".".join(str(w) for i, w in enumerate(where) if not (w in methods and i and where[i - 1] == "access"))
     problem = {"extra_forbidden": "is not a key of the schema; check its spelling",
                "missing": "is missing; add it"}.get(error["type"])

@@ -16,7 +16,7 @@ import pooch
 
 from workbench.catalog_file import Dandi, Dataset, Http, Local
 from workbench.files import replacing
-from workbench.sources import dandi
+from workbench.sources import alf, dandi, folder_loader
 from workbench.sources.download import Remote
 
 SUFFIXES = (".nwb", ".h5", ".hdf5")
@@ -49,13 +49,16 @@ def beside(dataset: Dataset, session: str) -> list[Remote]:
 
 
 def recordings_at(path: Path) -> list[Path]:
-    """The recordings that a path means: the file, those directly in the folder, those that match the glob."""
-    if path.is_file():
+    """The recordings that a path means: itself, else those directly in the folder, else those that match the glob."""
+    if path.is_file() or folder_loader(path):
         return [path]
     if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
-    found = (Path(p) for p in glob.glob(str(path), recursive=True))
-    return sorted(p for p in found if p.is_file() and p.suffix in SUFFIXES)
+        return sorted(p for p in path.iterdir() if p.suffix in SUFFIXES or folder_loader(p))
+    found = [Path(p) for p in glob.glob(str(path), recursive=True)]
+    named = {*SUFFIXES, path.suffix} if path.suffix[1:].isalnum() else SUFFIXES         # "day_*.mat" says what it means
+    folders = {p for p in found if folder_loader(p)}                    # the session's, and not those of its probes
+    return sorted([*(p for p in folders if folders.isdisjoint(p.parents)),
+                   *(p for p in found if p.suffix in named and p.is_file())])
 
 
 def _of(access, name: str, beside: Path, listing: bool) -> dict[str, Path | Remote]:
@@ -112,5 +115,6 @@ def _listed(access: Dandi, name: str, ask: bool) -> list[Remote]:
 
 def _named(paths: list[Path]) -> dict[str, Path]:
     """Name → path: the file's name without its suffix; where two are alike, with the folder before it."""
-    stems = [p.stem for p in paths]
-    return {p.stem if stems.count(p.stem) == 1 else f"{p.parent.name}-{p.stem}": p for p in paths}
+    names = [alf.session_id(p) if p.is_dir() else p.stem for p in paths]
+    return {name if names.count(name) == 1 else f"{p.parent.name}-{name}": p
+            for name, p in zip(names, paths, strict=True)}

@@ -10,12 +10,18 @@ from importlib import import_module
 from pathlib import Path
 
 LOADERS = {
+    "alf": "workbench.sources.alf",
     "allen": "workbench.sources.allen",
     "falcon": "workbench.sources.falcon",
+    "ibl": "workbench.sources.ibl",
+    "mat": "workbench.sources.mat",
     "nlb": "workbench.sources.nlb",
     "nwb": "workbench.sources.nwb",
+    "phy": "workbench.sources.phy",
     "tvsd": "workbench.sources.tvsd",
 }
+
+FOLDERS = ("phy", "alf")                                                # loaders of recordings that are folders
 
 
 def reader(name: str) -> Callable:
@@ -26,3 +32,10 @@ def reader(name: str) -> Callable:
 def read_beside(name: str, path: Path) -> list[Path]:
     """What else a loader reads for the recording at `path`, where it is there: its module's `beside`, if it has one."""
     return getattr(import_module(LOADERS[name]), "beside", lambda path: [])(path)
+
+
+def folder_loader(path: Path) -> str | None:
+    """The loader that knows a folder by what is in it: 'phy' or 'alf'; None where it is neither, or no folder."""
+    if not path.is_dir():
+        return None
+    return next((name for name in FOLDERS if import_module(LOADERS[name]).recognises(path)), None)
