@@ -4,7 +4,7 @@
                                                                              └→ converted once, kept in the cache
 
     open_catalog        the catalog
-    open_recording      one session, from `name`, `name/session`, or the path of a recording
+    open_recording      one session, from `name`, `name/session`, the path of a recording, or its address on a server
     open_recordings     the same for several: `name/*`, a folder, a glob, a list
     prepare             download and convert, before it is needed
 
