@@ -2,7 +2,7 @@
 
     dandi:<dandiset>[@<version>]/<path>, or https://….nwb → Remote → blocks of 100 kB, kept in the cache → Session
 
-    open_recording("dandi:000140@0.220113.0408/sub-Jenkins/….nwb", units="region == 'M1'", series=["hand_vel"])
+    open_recording("dandi:000140@0.220113.0408/sub-Jenkins/….nwb", units=range(20), series=["hand_vel"])
 
 `units` and `series` are those of `workbench.sources.nwb.read`; without them all spikes and all signals travel, raw
 voltages never. Without a version it is the newest published one, and `Session.dataset` names it. The blocks come
