@@ -8,7 +8,7 @@ import pytest
 
 from workbench import open_catalog
 from workbench.__main__ import main
-from workbench.errors import BadRecording, DatasetNotAvailable, NoNetwork
+from workbench.errors import BadRecording, DatasetNotAvailable, NeedsAccount, NoNetwork
 from workbench.session import Session
 from workbench.sources import download
 from workbench.sources.download import Remote
@@ -101,7 +101,9 @@ def test_every_dataset_that_is_wanted_without_a_network_answers_soon(name, how, 
         open_catalog().open(name, download=True)
     assert clock.now + time.monotonic() - started <= LONGEST
     assert_tells(str(told.value), name, tmp_path)
-    if CATALOG[name].access.method not in ("manual", "local"):
+    if CATALOG[name].needs_account and isinstance(told.value, NeedsAccount):
+        assert "account" in str(told.value)                             # asked for before the network is
+    elif CATALOG[name].access.method not in ("manual", "local"):
         assert isinstance(told.value, NoNetwork) and str(tmp_path / "cache" / name) in str(told.value).split("copy")[1]
     assert main(["prepare", name]) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"workbench: dataset {name!r}")
