@@ -55,7 +55,7 @@ METRICS = (
 INVALID = [
     (20.0, 21.0, ["EcephysProbe", "1001", "probeB"]),
     (25.0, 26.0, ["EcephysProbe", "1002", "probeC"]),
-    (40.05, 40.2, ["EcephysSession", str(SESSION), "stimulus"]),
+    (40.05, 40.19, ["EcephysSession", str(SESSION), "stimulus"]),
     (60.0, 61.0, ["EcephysSession", str(SESSION), "all_probes"]),
     (70.0, 71.0, ["EcephysSession", str(SESSION), "optotagging"]),
 ]
@@ -63,6 +63,11 @@ INVALID = [
 
 def unit_id(row: int) -> int:
     return 950_907_000 - 3 * row
+
+
+def ids(rows) -> list[str]:
+    """What a session calls these units."""
+    return [str(unit_id(row)) for row in rows]
 
 
 def channel_id(row: int) -> int:
@@ -82,14 +87,9 @@ def presentations() -> dict[str, dict[str, list]]:
     return {
         "spontaneous": {"start_time": [0.5], "stop_time": [5.0]},
         "gabors": {
-            "start_time": [6.0, 6.25, 6.5],
-            "stop_time": [6.25, 6.5, 6.75],
-            "x_position": [0.0, 40.0, -40.0],
-            "y_position": [30.0, -30.0, 0.0],
-            "orientation": ["0.0", "45.0", "90.0"],
-            "contrast": [0.8, 0.8, 0.8],
-            "size": ["[20.0, 20.0]"] * 3,
-        },
+            "start_time": [6.0, 6.25, 6.5], "stop_time": [6.25, 6.5, 6.75], "x_position": [0.0, 40.0, -40.0],
+            "y_position": [30.0, -30.0, 0.0], "orientation": ["0.0", "45.0", "90.0"], "contrast": [0.8] * 3,
+            "size": ["[20.0, 20.0]"] * 3},
         "natural_scenes": {
             "start_time": [10 + 0.25 * i for i in range(10)],
             "stop_time": [10.25 + 0.25 * i for i in range(10)],
@@ -101,28 +101,15 @@ def presentations() -> dict[str, dict[str, list]]:
             "frame": movie,
         },
         "static_gratings": {
-            "start_time": [50.0, 50.25, 50.5],
-            "stop_time": [50.25, 50.5, 50.75],
-            "orientation": ["30.0", "null", "60.0"],
-            "spatial_frequency": ["0.04", "null", "0.32"],
-            "phase": ["0.25", "null", "0.75"],
-            "contrast": [0.8, 0.8, 0.8],
-            "size": [size] * 3,
-        },
+            "start_time": [50.0, 50.25, 50.5], "stop_time": [50.25, 50.5, 50.75], "contrast": [0.8] * 3,
+            "orientation": ["30.0", "null", "60.0"], "spatial_frequency": ["0.04", "null", "0.32"],
+            "phase": ["0.25", "null", "0.75"], "size": [size] * 3},
         "drifting_gratings": {
-            "start_time": [52.0, 55.0],
-            "stop_time": [54.0, 57.0],
-            "orientation": ["45.0", "N/A"],
-            "temporal_frequency": [8.0, 2.0],
-            "phase": ["[5308.98333333, 5308.98333333]"] * 2,
-            "size": [size] * 2,
-            "contrast": [0.8, 0.8],
-        },
+            "start_time": [52.0, 55.0], "stop_time": [54.0, 57.0], "orientation": ["45.0", "N/A"],
+            "temporal_frequency": [8.0, 2.0], "phase": ["[5308.98333333, 5308.98333333]"] * 2, "size": [size] * 2,
+            "contrast": [0.8] * 2},
         "flashes": {
-            "start_time": [58.0, 60.5, 62.0],
-            "stop_time": [58.25, 60.75, 62.25],
-            "color": ["1.0", "-1.0", "1.0"],
-        },
+            "start_time": [58.0, 60.5, 62.0], "stop_time": [58.25, 60.75, 62.25], "color": ["1.0", "-1.0", "1.0"]},
     }
 
 
@@ -149,47 +136,24 @@ def write(path: Path) -> None:
         institution="Allen Institute for Brain Science",
     )
     nwb.subject = Specimen(
-        subject_id="699733573",
-        species="Mus musculus",
-        sex="M",
-        age="P118D",
-        genotype="Sst-IRES-Cre/wt;Ai32(RCL-ChR2(H134R)_EYFP)/wt",
-        specimen_name="Sst-IRES-Cre;Ai32-386129",
-        age_in_days=118.0,
-        strain="C57BL/6J",
-    )
+        subject_id="699733573", species="Mus musculus", sex="M", age="P118D", strain="C57BL/6J", age_in_days=118.0,
+        genotype="Sst-IRES-Cre/wt;Ai32(RCL-ChR2(H134R)_EYFP)/wt", specimen_name="Sst-IRES-Cre;Ai32-386129")
     groups = {}
     for i, name in enumerate(("probeA", "probeB")):
         device = Probe(name=name, description="Neuropixels 1.0", sampling_rate=30000.0, probe_id=1000 + i)
         nwb.add_device(device)
         groups[name] = Group(
-            name=name,
-            description="Ecephys Electrode Group",
-            location="See electrode locations",
-            device=device,
-            probe_id=1000 + i,
-            has_lfp_data=True,
-            lfp_sampling_rate=1250.0,
-        )
+            name=name, description="Ecephys Electrode Group", location="See electrode locations", device=device,
+            probe_id=1000 + i, has_lfp_data=True, lfp_sampling_rate=1250.0)
         nwb.add_electrode_group(groups[name])
     for name in ("probe_id", "local_index", "valid_data", "probe_vertical_position", "probe_horizontal_position"):
         nwb.add_electrode_column(name, name)
     for row, (probe, location, valid) in enumerate(CHANNELS):
         nwb.add_electrode(
-            id=channel_id(row),
-            group=groups[probe],
-            location=location or "-",
-            x=8000.0 + row,
-            y=2000.0 + row,
-            z=7000.0 + row,
-            imp=float("nan"),
-            filtering="AP band: 500 Hz high-pass; LFP band: 1000 Hz low-pass",
-            probe_id=int(groups[probe].probe_id),
-            local_index=10 * row,
-            valid_data=valid,
-            probe_vertical_position=20 * (row + 1),
-            probe_horizontal_position=43,
-        )
+            id=channel_id(row), group=groups[probe], location=location or "-", x=8000.0 + row, y=2000.0 + row,
+            z=7000.0 + row, imp=float("nan"), filtering="AP band: 500 Hz high-pass; LFP band: 1000 Hz low-pass",
+            probe_id=int(groups[probe].probe_id), local_index=10 * row, valid_data=valid,
+            probe_vertical_position=20 * (row + 1), probe_horizontal_position=43)
 
     spikes = trains()
     own = ("peak_channel_id", "local_index", "cluster_id", "quality", "isi_violations", "amplitude_cutoff")
@@ -197,17 +161,9 @@ def write(path: Path) -> None:
         nwb.add_unit_column(name, name)
     for row, (channel, quality, isi, cutoff, presence, _) in enumerate(UNITS):
         nwb.add_unit(
-            id=unit_id(row),
-            spike_times=spikes[row],
-            peak_channel_id=channel_id(channel),
-            local_index=row,
-            cluster_id=row + 7,
-            quality=quality,
-            isi_violations=isi,
-            amplitude_cutoff=cutoff,
-            presence_ratio=presence,
-            **dict(zip(METRICS, rng.normal(size=len(METRICS)).tolist())),  # noqa: B905
-        )
+            id=unit_id(row), spike_times=spikes[row], peak_channel_id=channel_id(channel), local_index=row,
+            cluster_id=row + 7, quality=quality, isi_violations=isi, amplitude_cutoff=cutoff, presence_ratio=presence,
+            **dict(zip(METRICS, rng.normal(size=len(METRICS)).tolist())))  # noqa: B905
     ends = np.cumsum([len(s) for s in spikes]).tolist()
     shapes = list(range(3, 3 * len(UNITS) + 1, 3))
     nwb.units.add_column("spike_amplitudes", "V", data=rng.normal(1e-4, 1e-5, ends[-1]), index=ends)
@@ -299,6 +255,28 @@ def _extension(pynwb):
         builder.export(f"{name}.namespace.yaml", outdir=folder)
         pynwb.load_namespaces(str(Path(folder, f"{name}.namespace.yaml")))
     return [pynwb.get_class(own, name) for own in ("EcephysProbe", "EcephysElectrodeGroup", "EcephysSpecimen")]
+
+
+def put_scenes(root: Path, n: int = 4) -> np.ndarray:
+    """Natural scenes [n, height, width], one TIFF each."""
+    from PIL import Image
+
+    folder = root / "natural_scene_templates"
+    folder.mkdir(parents=True)
+    pictures = np.random.default_rng(0).integers(0, 255, (n, 6, 8), np.uint8)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"natural_scene_{i}.tiff")
+    return pictures
+
+
+def put_movie(root: Path, frames: int = 5) -> np.ndarray:
+    """The frames of natural movie one: a numpy array under the name .h5."""
+    folder = root / "natural_movie_templates"
+    folder.mkdir(parents=True)
+    pictures = np.random.default_rng(1).integers(0, 255, (frames, 4, 8), np.uint8)
+    with open(folder / "natural_movie_1.h5", "wb") as f:
+        np.save(f, pictures)
+    return pictures
 
 
 def read(path: Path, folder: Path) -> None:
