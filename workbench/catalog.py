@@ -130,7 +130,10 @@ class Catalog(Mapping):
             if not download:
                 raise self._absent(dataset, session)
             if isinstance(dataset.access, One):
-                path = ibl.fetch(session, places(dataset.id)[-1], dataset.access.base_url)
+                try:
+                    path = ibl.fetch(session, places(dataset.id)[-1], dataset.access.base_url)
+                except NoNetwork as error:
+                    raise self._unreachable(dataset, error, session) from None
                 return cache.opened(dataset, session, path)
             for needed in (*beside(dataset, session), path):
                 try:
@@ -214,8 +217,8 @@ class Catalog(Mapping):
 
 def open_recording(what: str | Path, *, download: bool = False, units=None,
                    series: Iterable[str] | None = None) -> Session:
-    """One session: a dataset's `name` (its first session), `name/session`, the path of an .nwb, .h5 or .hdf5 file, or
-    an NWB file on a server, "dandi:000140/<path>" or "https://….nwb" (`workbench.sources.stream`).
+    """One session: a dataset's `name` (its first session), `name/session`, the path of an .nwb, .h5 or .hdf5 file or
+    of a folder of Phy or ALF files, or an NWB file on a server, "dandi:000140/<path>" or "https://….nwb" (`workbench.sources.stream`).
 
     units, series: only these, as `Session.select` takes units, and series by name; of an NWB file, here or on a
     server, the other spikes and series are never read.

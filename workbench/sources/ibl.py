@@ -24,6 +24,7 @@ from workbench.sources import alf
 URL = "https://openalyx.internationalbrainlab.org"
 STEPS = ("make an account at {url}/signup (e-mail or ORCID), then set ALYX_LOGIN and ALYX_PASSWORD in the environment, "
          "or ALYX_TOKEN (shown at {url}/me) alone, or log in once with ONE.setup()")
+UUID = "-".join("[0-9a-f]" * n for n in (8, 4, 4, 4, 12))                # as a glob
 SESSION = re.compile(r"(?P<subject>.+)_(?P<date>\d{4}-\d\d-\d\d)_(?P<number>\d{3})")
 beside = alf.beside                                                     # what a converted copy depends on
 
@@ -42,14 +43,14 @@ def read(path: str | Path, *, id: str | None = None, probes: list[str] | None = 
     if alf.session_id(path) == path.name:
         raise BadRecording(f"{path} is not the folder of an IBL session, which ends in <subject>/<yyyy-mm-dd>/<nnn>; "
                            "give that folder, or read loose ALF files with workbench.sources.alf.read")
+    if not alf.recognises(path):
+        raise BadRecording(f"{path} has no spikes.times*.npy in its alf folder; fetch the session, or check the path")
     _api()
     from one.alf.cache import make_parquet_db
     from one.api import One
     root = path.parents[4] if path.parents[2].name == "Subjects" else path.parents[2]
     with TemporaryDirectory() as tables:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=RuntimeWarning)  # no files: told below, with the folder
-            make_parquet_db(path, out_dir=tables)
+        make_parquet_db(path, out_dir=tables)
         one = One(cache_dir=root, tables_dir=tables, mode="local")
         return _assembled(one, path, path, id=id, probes=probes, sorters=sorters, min_label=min_label,
                           in_brain=in_brain, wheel_rate=wheel_rate)
@@ -64,9 +65,10 @@ def fetch(session: str, folder: str | Path, url: str = URL) -> Path:
     folder = Path(folder).expanduser().absolute()
     incoming = folder / ".incoming"
     one = _account(incoming, url)
+    for part in incoming.rglob(f"*.{UUID}.*"):                          # ONE would take half of a file for the file
+        part.unlink()
     try:
-        eid = _find(one, session, url)
-        here = Path(one.eid2path(eid))
+        eid, here = _find(one, session, url)
         # Reading once fetches what reading needs, and shows that it can be read.
         _assembled(one, eid, here, id=session, probes=None, sorters=None, min_label=None, in_brain=False, wheel_rate=50)
     except _network_errors() as error:
@@ -124,7 +126,7 @@ def _account(cache: Path, url: str):
     import requests
     from one.api import OneAlyx
     try:
-        requests.get(url, timeout=(5, 10))
+        requests.get(url, timeout=(3, 10))
     except requests.RequestException as error:
         raise NoNetwork(f"{url} does not answer ({type(error).__name__}), and the IBL sessions come from there; check "
                         "the network, or name the folder of sessions that you have in WORKBENCH_DATA") from None
@@ -141,17 +143,19 @@ def _account(cache: Path, url: str):
     return one
 
 
-def _find(one, session: str, url: str) -> str:
+def _find(one, session: str, url: str) -> tuple[str, Path]:
+    """The UUID of a session and its folder here. The server finds parts of names: KS014 is in KS0140 too."""
     from one.alf.spec import is_uuid_string
-    if is_uuid_string(session):
-        return session
     named = SESSION.fullmatch(session)
-    if not named:
-        raise UnknownName("session", session, (), where=url, hint="sessions are called <subject>_<yyyy-mm-dd>_<nnn>")
-    found = one.search(subject=named["subject"], date_range=named["date"], number=int(named["number"]))
-    if not len(found):
-        raise UnknownName("session", session, (), where=url, hint="check subject, date and number")
-    return str(found[0])
+    found = [session] if is_uuid_string(session) else []
+    if named:
+        found = one.search(subject=named["subject"], date_range=named["date"], number=int(named["number"]))
+    paths = {str(eid): one.eid2path(eid) for eid in found}
+    for eid, path in paths.items():
+        if path is not None and session in (eid, alf.session_id(Path(path))):
+            return eid, Path(path)
+    raise UnknownName("session", session, [alf.session_id(Path(p)) for p in paths.values() if p], where=url,
+                      hint="sessions are called <subject>_<yyyy-mm-dd>_<nnn>")
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
@@ -160,9 +164,13 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _refused(error: Exception, url: str) -> DatasetNotAvailable:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if (isinstance(error, ValueError) and status is None) or status in (400, 401, 403):
         how = "has no login" if status is None else "refused the login"
         return NeedsAccount(f"{url} {how}: IBL sessions are free but need an account; {STEPS.format(url=url)}")
     return NoNetwork(f"{url} stopped answering ({str(error).splitlines()[0]}); run the same command again, it goes on "
                      "where it stopped")
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
