@@ -124,7 +124,7 @@ def _check_seconds(session: Session) -> None:
         sign = "all of them are whole numbers"
     elif gap >= 0.5:
         sign = f"no unit fires twice within {gap:.3g} 's'"
-    elif (longest := _longest(session)) and span > 50 * longest:
+    elif len(times) >= 100 and (longest := _longest(session)) and span > 500 * longest:      # a thousand, give or take
         sign = f"they span {span:,.0f} 's' where all else spans {longest:,.1f} s"
     elif len(busy) == 5 and counts.max() < SLOWEST * span:
         sign = f"the busiest of {len(counts)} units fires {counts.max() / span:.2g} times a 'second'"

@@ -18,7 +18,7 @@ from pynwb.file import Subject
 from pynwb.image import GrayscaleImage, ImageSeries, IndexSeries
 from pynwb.ophys import DfOverF, ImageSegmentation, OpticalChannel, RoiResponseSeries
 
-from workbench.errors import BadRecording, UnknownName
+from workbench.errors import BadRecording, CannotWrite, UnknownName
 from workbench.session import Session
 
 TRAINS = ([0.1, 0.5, 3.0], [0.2, 0.5, 9.0, 9.5], [])
@@ -135,7 +135,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(make_session, s
     def full_disk(self, nwb):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(BadRecording, match="No space left"):
+    with monkeypatch.context() as patched, pytest.raises(CannotWrite, match="No space left"):
         patched.setattr(NWBHDF5IO, "write", full_disk)
         session.select([0]).to_nwb(path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.nwb"]

@@ -34,6 +34,7 @@ from workbench.sources.mapped import Mapped, checksum, unit_rows
 from workbench.sources.torch_brain import is_data, read_foreign
 
 FORMAT = 1
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)     # h5py's words for it
 TEXTS = ("id", "dataset", "subject", "species", "task", "license", "citation", "description")
 # Our groups, and the methods and properties of torch_brain's classes: fields of these names would hide them.
 RESERVED = frozenset({
@@ -229,7 +230,7 @@ def read(path: str | Path) -> Session:
             return read_foreign(path, file)
     except BadRecording:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except DAMAGE as error:
         said = str(error).strip("'\" ").splitlines()[0] if str(error) else type(error).__name__
         raise BadRecording(f"{path} is damaged ({said}); {again}") from error
 
@@ -273,10 +274,12 @@ def _untruth(whole: Mapped, described: dict) -> np.ndarray:
 
 
 def _load_images(path: Path) -> np.ndarray:
-    with h5py.File(existing(path), "r") as file:
-        header, whole = json.loads(file["workbench/header"][:].tobytes()), Mapped(path, file)
-        try:
+    try:
+        with h5py.File(existing(path), "r") as file:
+            header, whole = json.loads(file["workbench/header"][:].tobytes()), Mapped(path, file)
             whole.verify("/images/pictures", header["sums"]["/images/pictures"])
-        except ValueError as error:
-            raise BadRecording(f"{path} is damaged ({error}); save the session anew") from None
-        return whole["/images/pictures"]
+            return whole["/images/pictures"]
+    except BadRecording:
+        raise
+    except DAMAGE as error:
+        raise BadRecording(f"{path} is damaged ({error}); save the session anew") from None
