@@ -218,7 +218,8 @@ class Catalog(Mapping):
 def open_recording(what: str | Path, *, download: bool = False, units=None,
                    series: Iterable[str] | None = None) -> Session:
     """One session: a dataset's `name` (its first session), `name/session`, the path of an .nwb, .h5 or .hdf5 file or
-    of a folder of Phy or ALF files, or an NWB file on a server, "dandi:000140/<path>" or "https://….nwb" (`workbench.sources.stream`).
+    of a folder of Phy or ALF files, or an NWB file on a server, "dandi:000140/<path>" or "https://….nwb"
+    (`workbench.sources.stream`).
 
     units, series: only these, as `Session.select` takes units, and series by name; of an NWB file, here or on a
     server, the other spikes and series are never read.
