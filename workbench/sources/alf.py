@@ -8,7 +8,8 @@ Names are `_namespace_object.attribute.extension`; of each the newest revision c
 and one flat folder of files (as the Cortex Lab publishes) are read alike. `assemble` is shared with
 `workbench.sources.ibl`, where ONE-api finds the files. Layout: ALF specification (int-brain-lab.github.io/ONE, MIT).
 Region ids are those of the Allen Mouse Brain Common Coordinate Framework, structure graph 1 (Wang et al. 2020,
-doi:10.1016/j.cell.2020.04.007); allen_regions.csv lists the acronym of each.
+doi:10.1016/j.cell.2020.04.007); allen_regions.csv lists the acronym of each, as
+iblatlas 1.3.0 (MIT) gives them.
 """
 
 from __future__ import annotations
