@@ -2,8 +2,8 @@
 
 Panel and HoloViews fetch their JavaScript from a content delivery network unless told otherwise, and where there is
 none a notebook's cell stays blank without a word. So the network is asked first, for at most a second; where it does
-not answer, the JavaScript goes into the notebook itself (7 MB, which stripping the outputs removes). A served page
-brings its own and asks nobody.
+not answer, the JavaScript and the style sheets go into the notebook itself (7 MB, which stripping the outputs removes).
+A served page brings its own and asks nobody. A `Dashboard` in a cell calls `notebook()` itself where nobody did.
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ from __future__ import annotations
 import html
 import logging
 import os
+import sys
 import threading
 import urllib.request
 from collections.abc import Sequence
+from functools import cache
 from urllib.parse import urlencode
 
 import holoviews as hv
 import panel as pn
+from bokeh.models import ImportedStyleSheet, UIElement
+from panel.io.resources import CDN_DIST, DIST_DIR
 
 from workbench import __version__
 from workbench.errors import WorkbenchError
 
 log = logging.getLogger(__name__)
+
+ALERT = ("background:#fdecea;color:#611a15;border-left:5px solid #b00020;border-radius:4px;padding:12px 16px;"
+         "font-size:14px;line-height:1.45;overflow-wrap:anywhere")
 
 
 def notebook() -> None:
@@ -31,10 +38,60 @@ def notebook() -> None:
     WORKBENCH_OFFLINE=1 skips the question and uses no network; WORKBENCH_OFFLINE=0 uses it without asking.
     """
     offline = is_offline()
+    hooks = pn.viewable.Viewable._preprocessing_hooks
+    if _store_style_sheets not in hooks:
+        hooks.append(_store_style_sheets)
     pn.extension(inline=offline)
     hv.extension("bokeh", inline=offline, logo=False)                   # after Panel's, which it would set back
     where = "is stored in this notebook" if offline else "comes from the network"
     print(f"workbench {__version__}, {'offline' if offline else 'online'}: the plots' JavaScript {where}.")
+
+
+class Dashboard(pn.viewable.Viewer):
+    """A view that is the last line of a cell, a served page, or what a test builds."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        if in_kernel() and not pn.extension._loaded:                    # else Panel would show a warning and no plot
+            notebook()
+        return super()._repr_mimebundle_(include, exclude)
+
+
+class Text(pn.pane.HTML):
+    """HTML that changes. Panel's own sends its style sheets again with every change, even offline by their addresses on
+    the network."""
+
+    priority = 0                                                        # never Panel's choice for an object
+
+    def _update(self, ref, model):
+        properties = self._get_properties(model.document)
+        model.update(**{key: value for key, value in properties.items() if key != "stylesheets"})
+
+
+def in_kernel() -> bool:
+    """Whether this is a Jupyter kernel, whose cells can show a dashboard."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+
+
+def _store_style_sheets(viewable, root, changed=None, old_models=None) -> None:
+    """Offline, put into the notebook the style sheets that Panel leaves on the network: those of plots shown by
+    HoloViews, and of whatever is added to a dashboard after it was shown."""
+    if not pn.config.inline or (root.document and root.document.session_context):
+        return
+    for model in root.select({"type": UIElement}):
+        sheets = [_stored(sheet) if isinstance(sheet, ImportedStyleSheet) else sheet for sheet in model.stylesheets]
+        if any(a is not b for a, b in zip(sheets, model.stylesheets, strict=True)):
+            model.stylesheets = sheets
+
+
+def _stored(sheet: ImportedStyleSheet) -> ImportedStyleSheet | str:
+    path = DIST_DIR / sheet.url.split("?")[0].removeprefix(CDN_DIST)
+    return _text(path) if sheet.url.startswith(CDN_DIST) and path.is_file() else sheet
+
+
+@cache
+def _text(path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def is_offline() -> bool:
@@ -44,8 +101,6 @@ def is_offline() -> bool:
 
 
 def _answers(seconds: float = 1.0) -> bool:
-    from panel.io.resources import CDN_DIST
-
     answered = []
 
     def ask():
@@ -74,17 +129,20 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
     location, alerts = pn.state.location, pn.Column(sizing_mode="stretch_width")
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     body = pn.Column(sizing_mode="stretch_width", min_height=300, loading=True)
-    catalog = open_catalog()
-    names = [name for dataset in catalog for name in _recordings(catalog, dataset)]
-    name = asked.get("data") or names[0]
-    choice = pn.widgets.Select(name="Recording", options=list(dict.fromkeys([name, *names])), value=name, width=440)
     home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
+    try:
+        catalog = open_catalog()
+        names = [name for dataset in catalog for name in _recordings(catalog, dataset)]
+    except WorkbenchError as error:
+        return page(title, home, alert(error))
+    name = asked.get("data") or names[0]
+    choice = pn.widgets.Select(label="Recordings on this computer", options=list(dict.fromkeys([name, *names])),
+                               value=name, width=440)
 
     def complain(error: Exception) -> None:
         if not isinstance(error, WorkbenchError):
             log.exception("the page could not be built")
-        sentence = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
-        alerts.append(pn.pane.Alert(html.escape(sentence), alert_type="danger", sizing_mode="stretch_width"))
+        alerts.append(alert(error))
 
     def show(name: str, wanted: dict[str, str]) -> None:
         body.loading = True
@@ -114,11 +172,19 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
     return page(title, home, choice, alerts, body)
 
 
+def alert(error: str | Exception) -> pn.pane.HTML:
+    """A sentence that says what went wrong, in colours of its own: readable on a light ground and on a dark one."""
+    sentence = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
+    sentence = str(error) if isinstance(error, WorkbenchError) else sentence
+    return pn.pane.HTML(f'<div role="alert" style="{ALERT}">{html.escape(sentence)}</div>',
+                        sizing_mode="stretch_width", margin=(5, 10))
+
+
 def page(title: str, *content) -> pn.viewable.Viewable:
-    """The frame of every served page; it asks no other host for anything."""
+    """The frame of every served page: it asks no other host for anything, and is light, as the plots in it are."""
     import panel_material_ui as pmui
 
-    return pmui.Page(title=f"{title} · spike workbench",
+    return pmui.Page(title=f"{title} · spike workbench", theme_toggle=False,
                      main=[pn.Column(*content, sizing_mode="stretch_width", margin=12)],
                      theme_config={"palette": {"primary": {"main": "#0072b2"}}})
 
@@ -129,9 +195,9 @@ def address(**query) -> str:
 
 
 def _recordings(catalog, dataset: str) -> list[str]:
-    """The names that open the recordings of a dataset."""
-    sessions = catalog.sessions(dataset)
-    return [f"{dataset}/{session}" for session in sessions] if len(sessions) > 1 else [dataset]
+    """The names that open the recordings of a dataset that are on this computer."""
+    here = catalog.sessions(dataset, here=True)
+    return [f"{dataset}/{session}" for session in here] if len(catalog.sessions(dataset)) > 1 else [dataset] * len(here)
 
 
 def _parsed(view: type, key: str, text: str):

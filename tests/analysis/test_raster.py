@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import Session
-from workbench.analysis.raster import CountPyramid, envelope, shade
+from workbench.analysis.raster import CountPyramid, envelope, population_rate, shade, sort_units
 
 
 def recording(spikes=5_000, units=7, duration=100.0, seed=0):
@@ -69,7 +69,6 @@ def test_rows_follow_the_order_and_share_a_pixel_by_adding_up(order, max_rows, r
     assert (view.counts.sum(0) == shown.sum(0)).all()
     k = view.units_per_row
     assert all((row == shown[i * k:(i + 1) * k].sum(0)).all() for i, row in enumerate(view.counts))
-    assert (view.population == whole.sum(0)).all()
 
 
 def test_a_recording_without_spikes_gives_an_empty_grid():
@@ -88,6 +87,46 @@ def test_spikes_outside_the_valid_intervals_are_still_counted():
     session = Session(id="late", spike_times=[1.0, 9.0], spike_units=[0, 0], units=pd.DataFrame({"id": ["a"]}),
                       intervals=[[2, 5]])
     assert CountPyramid(session).view(0, 20, 10).spikes == 2
+
+
+def test_only_spikes_that_can_be_told_apart_are_called_so():
+    session = Session(id="pair", spike_times=[1.0, 1.2, 3.0], spike_units=[0, 0, 1],
+                      units=pd.DataFrame({"id": ["a", "b"]}), intervals=[[0, 4]])
+    pyramid = CountPyramid(session)
+    assert pyramid.view(0, 4, 40).tells_spikes_apart
+    assert not pyramid.view(0, 4, 4).tells_spikes_apart                 # the first two share a cell of a second
+    assert pyramid.view(1, 1.4, 100).bin_size <= 0.005 and pyramid.view(1, 1.4, 100).tells_spikes_apart
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=12, unique=True), st.integers(1, 40), st.integers(0, 9))
+def test_the_population_rate_divides_by_observed_seconds(bounds, bins, seed):
+    intervals = np.sort(bounds)[: len(bounds) // 2 * 2].reshape(-1, 2)
+    times, edges = recording(seed=seed).spike_times, np.linspace(0, 100, bins + 1)
+    rates = population_rate(times, intervals, edges)
+    for rate, left, right in zip(rates, edges, edges[1:], strict=False):
+        parts = np.clip(intervals, left, right)
+        seconds = np.diff(parts).sum()
+        spikes = sum(((times >= a) & (times < b)).sum() for a, b in parts)
+        if seconds > 0.01 * (right - left):
+            assert rate == pytest.approx(spikes / seconds)
+        elif seconds == 0:
+            assert np.isnan(rate)
+
+
+def test_a_gap_does_not_dilute_the_rate_beside_it():
+    times = np.arange(0, 20, 0.01)                                      # 100 spikes/s, then nothing is recorded
+    rates = population_rate(times, np.array([[0.0, 20.0]]), np.linspace(0, 60, 8))
+    assert rates[:3] == pytest.approx([100, 100, 100], rel=0.01) and np.isnan(rates[3:]).all()
+    assert np.isnan(population_rate(times, np.empty((0, 2)), np.linspace(0, 60, 8))).all()
+
+
+def test_numbers_in_names_are_sorted_by_value():
+    units = pd.DataFrame({"id": ["unit 10", "unit 9", "probe 2", "unit 100"], "shank": ["10", "9", "100", "1"]})
+    session = Session(id="names", spike_times=[], spike_units=[], units=units, intervals=[[0, 1]])
+    assert sort_units(session, "id").tolist() == [2, 1, 0, 3]
+    assert sort_units(session, "shank").tolist() == [3, 1, 0, 2]
+    assert sort_units(session, "region").tolist() == [0, 1, 2, 3]       # all alike: the order of the table
 
 
 def test_no_spike_is_white_and_more_spikes_are_never_lighter():

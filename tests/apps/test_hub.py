@@ -1,8 +1,15 @@
 """The hub: `panel serve workbench/apps/` as anybody types it, seen in a browser without a network."""
 
+import re
 import urllib.request
 
+import numpy as np
+import pandas as pd
+import panel as pn
 import pytest
+
+from workbench import Series, Session
+from workbench.apps import main, raster
 
 
 def test_every_tile_of_the_hub_opens_its_dashboard(hub, page):
@@ -34,7 +41,49 @@ def test_the_address_brings_back_the_same_view(hub, page):
 ])
 def test_a_bad_address_gets_a_sentence_and_not_an_empty_page(hub, page, query, says):
     page.goto(f"{hub}/apps?{query}")
-    page.locator(".alert, .bk-panel-models-markup-HTML").filter(has_text=says).first.wait_for()
+    alert = page.get_by_role("alert").filter(has_text=says)
+    alert.wait_for()
+    assert contrast(*alert.evaluate("e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]")) > 7
+
+
+def contrast(*colors: str) -> float:
+    """Between two opaque CSS colours, as WCAG 2.1 defines it: 1 to 21; 7 is its highest demand on text."""
+    light = []
+    for color in colors:
+        rgb = np.array([float(part) for part in re.findall(r"[\d.]+", color)]) / 255
+        assert color.startswith("rgb(") and len(rgb) == 3, f"{color} is not opaque"
+        light.append(np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+@pytest.mark.parametrize("app", [main.app, raster.app])
+def test_a_mistake_in_a_catalog_file_is_said_on_the_page(app, tmp_path, monkeypatch):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("schema_version: 1\ndatasets:\n  - title: it has no id\n")
+    monkeypatch.setenv("WORKBENCH_CATALOG", str(mine))
+    said = [pane.object for part in app().main for pane in part.select(pn.pane.HTML)]
+    assert any('role="alert"' in text and "mine.yaml" in text for text in said)
+
+
+def test_a_recording_without_spikes_is_served_without_asking_anybody(hub, page, tmp_path):
+    times = np.arange(0, 60, 0.05)
+    wide = Series(times, np.random.default_rng(0).normal(size=(len(times), 20)))
+    Session(id="calcium", spike_times=[], spike_units=[], units=pd.DataFrame({"id": range(20), "region": "V1"}),
+            intervals=[[0, 60]], series={"dff": wide}).save(tmp_path / "calcium.h5")
+    page.goto(f"{hub}/apps?app=raster&data={tmp_path / 'calcium.h5'}")
+    page.locator("text=no spikes in this recording").wait_for()
+    page.locator("select").nth(1).select_option("id")                   # what is added later asks nobody either
+    page.wait_for_url("**sort=id**")
+    page.wait_for_timeout(1000)
+
+
+def test_only_recordings_on_this_computer_are_offered(hub, page):
+    page.goto(f"{hub}/apps?app=raster")
+    page.locator("text=spikes in view").wait_for()
+    offered = page.locator("select").first.locator("option").all_inner_texts()
+    assert page.locator("text=Recordings on this computer").count()
+    assert any(name.startswith("reach-sim") for name in offered)
+    assert not any(name.startswith("mc_maze") for name in offered)
 
 
 def test_hub_and_dashboards_are_also_served_side_by_side(served):

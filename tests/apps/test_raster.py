@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
+from bokeh.models import ColorBar
 
 from workbench import Series, Session
 from workbench.analysis.raster import CountPyramid
-from workbench.apps.raster import SHADES, Raster
+from workbench.apps.raster import AXIS, SHADES, Raster
 from workbench.errors import UnknownName, WorkbenchError
 
 
@@ -38,8 +39,23 @@ def test_the_status_counts_what_is_in_view():
     session = recording()
     raster = Raster(session, window=(10, 20))
     inside = ((session.spike_times >= 10) & (session.spike_times < 20)).sum()
-    assert f"12 of 12 units · {inside:,} of 20,000 spikes in view · exact" in raster.status
-    assert "10.00 to 20.00 s" in raster.status
+    assert f"12 of 12 units · {inside:,} of 20,000 spikes in view · binned at 10 ms" in raster.status
+    assert "10.00 to 20.00 s" in raster.status and "observed" not in raster.status
+    assert "exact to 2 ms" in Raster(session, window=(10, 11)).status
+
+
+def test_the_status_counts_the_seconds_that_were_observed():
+    session = recording(intervals=[[0, 20.6], [75, 100]])
+    assert "45.6 s observed of 100.0 s in view" in Raster(session).status
+    assert "1.000 s observed of 4.000 s in view" in Raster(session, window=(72, 76)).status
+    assert "observed" not in Raster(session, window=(80, 90)).status
+
+
+def test_the_population_is_not_drawn_where_nothing_was_observed():
+    curve = Raster(recording(intervals=[[0, 20], [80, 100]]))._population((0, 100), None).get(0)
+    times, rates = curve.dimension_values(0), curve.dimension_values(1)
+    assert np.isnan(rates[(times > 20.5) & (times < 79.5)]).all()
+    assert (rates[(times < 19.5) | (times > 80.5)] > 5).all()
 
 
 def test_every_column_sorts_and_colours_the_rows():
@@ -83,8 +99,42 @@ def test_a_real_recording_is_drawn_whole(real_data):
     assert raster.series == ["hand_pos", "hand_vel"]
 
 
-def test_more_columns_than_lines_can_show_become_a_picture():
-    drawn(Raster(recording(), series=["emg"]))
+def figures(raster: Raster) -> list:
+    """The Bokeh figures of the viewer, top first."""
+    root = drawn(raster).ref["id"]
+    return [pane._models[root][0] for pane in raster._plots]
+
+
+def test_more_columns_than_lines_can_show_become_a_picture_with_a_scale_and_the_first_on_top():
+    plot = figures(Raster(recording(), series=["emg"]))[-1]
+    assert plot.y_range.start > plot.y_range.end
+    assert [bar.title for bar in plot.select(type=ColorBar)] == ["mV"]
+
+
+def test_one_line_needs_no_legend_and_two_have_their_names():
+    times = np.arange(0.0, 100, 0.1)
+    session = recording(series={"speed": Series(times, np.sin(times)[:, None], "cm/s"),
+                                "hand": Series(times, np.zeros((len(times), 2)), "cm", ("x", "y"))})
+    one, two = figures(Raster(session, series=["speed", "hand"]))[-2:]
+    assert not one.legend and [item.label.value for item in two.legend[0].items] == ["x", "y"]
+    assert not one.title.text and not two.title.text
+
+
+def test_names_of_regions_are_whole_where_there_is_room():
+    session = recording()
+    session.units["region"] = np.where(np.arange(12) < 6, "Primary visual area", "Anterior cingulate area, dorsal part")
+    raster, *_, last = figures(Raster(session, sort="region"))
+    assert set(raster.yaxis[0].major_label_overrides.values()) == {"Primary visual area", "Anterior cingulate area…"}
+    assert raster.min_border_left == last.min_border_left >= 150        # so that times stay aligned
+
+
+def test_names_of_regions_do_not_overlap_without_spikes():
+    session = recording(spike_times=[], spike_units=[])
+    session.units["region"] = [f"area {i}" for i in range(12)]
+    raster = Raster(session, sort="region")
+    height, ticks, _ = raster._blocks(130)
+    assert np.diff([at for at, _ in ticks]).min() * (height - AXIS) / 12 >= 12
+    assert [name for _, name in ticks] == [f"area {i}" for i in range(12)]
 
 
 @pytest.mark.parametrize(("wrong", "says"), [({"sort": "dept"}, "depth"), ({"color": "ratee"}, "rate"),

@@ -16,6 +16,7 @@ Memory beside the spikes: at most 4 bytes a spike, and none below `exact_spikes`
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import NamedTuple
 
@@ -36,7 +37,6 @@ class View(NamedTuple):
     stop: float
     exact: bool                                                         # each spike in its own column; else from bins
     units_per_row: int
-    population: np.ndarray                                              # [C] spikes of all units
 
     @property
     def bin_size(self) -> float:
@@ -47,6 +47,11 @@ class View(NamedTuple):
     def spikes(self) -> int:
         """Spikes in the rows drawn."""
         return int(self.counts.sum())
+
+    @property
+    def tells_spikes_apart(self) -> bool:
+        """Whether no cell drawn holds two spikes, or cells are too narrow (5 ms) for it to matter."""
+        return self.counts.max(initial=0) <= 1 or self.bin_size <= 0.005
 
     @property
     def centers(self) -> np.ndarray:
@@ -117,7 +122,7 @@ class CountPyramid:
         drawn = counts[shown]
         if per_row > 1:
             drawn = np.add.reduceat(drawn, np.arange(0, len(shown), per_row), axis=0)
-        return View(drawn, start, stop, bool(exact), per_row, counts.sum(axis=0))
+        return View(drawn, start, stop, bool(exact), per_row)
 
     def _count(self, edges: np.ndarray) -> np.ndarray:
         """Spikes of every unit between neighbouring `edges` [C + 1], half-open: [N, C] uint32."""
@@ -134,6 +139,22 @@ class CountPyramid:
         a = int((start - self.start) / width)
         b = min(int(np.ceil((stop - self.start) / width)), counts.shape[1])
         return counts[:, a:b], self.start + a * width, self.start + b * width
+
+
+def population_rate(times: np.ndarray, intervals: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Spikes per observed second in each bin between neighbouring `edges` [C + 1]: [C]; NaN where none is observed.
+
+    times: of all units' spikes, sorted. intervals: [K, 2] observed seconds, sorted; spikes outside them do not count.
+    """
+    cuts = np.union1d(edges, np.clip(intervals, edges[0], edges[-1]))
+    middle = (cuts[:-1] + cuts[1:]) / 2
+    before = np.searchsorted(intervals[:, 0], middle, "right")          # intervals that begin before it
+    seen = middle < np.append(-np.inf, intervals[:, 1])[before]
+    column = np.maximum(np.searchsorted(edges, middle) - 1, 0)
+    seconds = np.bincount(column, np.diff(cuts) * seen, len(edges) - 1)
+    spikes = np.bincount(column, np.diff(np.searchsorted(times, cuts)) * seen, len(edges) - 1)
+    enough = seconds > 1e-3 * np.diff(edges)                            # no rate from an edge that rounding moved
+    return np.divide(spikes, seconds, out=np.full(len(edges) - 1, np.nan), where=enough)
 
 
 def shade(counts: np.ndarray, steps: int = 32) -> np.ndarray:
@@ -195,7 +216,7 @@ def unit_columns(session: Session) -> dict[str, pd.Series]:
     """What units can be sorted and coloured by: region, rate (spikes/s), and every plain column of the unit table."""
     columns = {"region": session.units["region"].astype(str), "rate": pd.Series(session.rates())}
     for name, values in session.units.items():
-        if name not in columns and (pd.api.types.is_numeric_dtype(values) or values.map(type).eq(str).all()):
+        if name not in columns and (pd.api.types.is_numeric_dtype(values) or all(isinstance(v, str) for v in values)):
             columns[str(name)] = values
     return columns
 
@@ -203,13 +224,20 @@ def unit_columns(session: Session) -> dict[str, pd.Series]:
 def sort_units(session: Session, by: str = "table order") -> np.ndarray:
     """Rows of the unit table [N], first row of the raster first; ties keep the order of the table.
 
-    Names run from A to Z and depth from the surface down; of any other number the largest is on top, unknown ones last.
+    Names run from A to Z, the numbers in them by value (unit 9 before unit 10), and depth from the surface down; of any
+    other number the largest is on top, unknown ones last.
     """
     if by == "table order":
         return np.arange(len(session.units))
     columns = unit_columns(session)
     if by not in columns:
         raise UnknownName("unit column", by, ["table order", *columns], where=f"session {session.id!r}")
-    values = columns[by]
-    down = pd.api.types.is_numeric_dtype(values) and by not in ("depth", "id")
-    return values.reset_index(drop=True).sort_values(kind="stable", ascending=not down).index.to_numpy()
+    values = columns[by].reset_index(drop=True)
+    if not pd.api.types.is_numeric_dtype(values):
+        return np.array(sorted(values.index, key=lambda row: natural_order(values[row])), int)
+    return values.sort_values(kind="stable", ascending=by in ("depth", "id")).index.to_numpy()
+
+
+def natural_order(name: str) -> list:
+    """What to sort names by so that the numbers in them count: "unit 9" comes before "unit 10"."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(name)))]

@@ -10,8 +10,8 @@ import panel as pn
 
 from workbench.apps import raster, runs
 from workbench.catalog import open_catalog
-from workbench.display import address, page
-from workbench.errors import UnknownName
+from workbench.display import address, alert, page
+from workbench.errors import UnknownName, WorkbenchError
 
 DASHBOARDS = {                                                          # name → title, what it shows, its page
     "raster": ("Raster", "Every spike of a recording, with trials and behaviour on the same time axis.", raster.app),
@@ -26,10 +26,12 @@ def app() -> pn.viewable.Viewable:
     name = asked[-1].decode() if asked else ""
     if name in DASHBOARDS:
         return DASHBOARDS[name][2]()
-    alerts = []
-    if name:
-        alerts.append(pn.pane.Alert(html.escape(str(UnknownName("dashboard", name, DASHBOARDS))), alert_type="danger"))
-    return page("Dashboards", *alerts, pn.pane.HTML(_tiles() + _recordings(), sizing_mode="stretch_width"))
+    alerts = [alert(UnknownName("dashboard", name, DASHBOARDS))] if name else []
+    try:
+        recordings = _recordings()
+    except WorkbenchError as error:                                     # a mistake in a catalog file
+        alerts, recordings = [*alerts, alert(error)], ""
+    return page("Dashboards", *alerts, pn.pane.HTML(_tiles() + recordings, sizing_mode="stretch_width"))
 
 
 def _tiles() -> str:

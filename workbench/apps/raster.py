@@ -21,19 +21,18 @@ import param
 from bokeh.models import CustomJSHover, HoverTool, WheelZoomTool
 from holoviews.streams import PlotSize, RangeXY
 
-from workbench.analysis.raster import CountPyramid, envelope, resample, shade, sort_units, unit_columns
-from workbench.display import served
+from workbench.analysis.raster import CountPyramid, envelope, population_rate, resample, shade, sort_units, unit_columns
+from workbench.colors import CATEGORIES, row_colors
+from workbench.display import Dashboard, Text, served
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.session import Session
+from workbench.session import Session, overlap
 
-# Okabe & Ito's colours, told apart by colour-blind readers, and viridis without its lightest part.
-CATEGORIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6e6e6e", "#332288"]
-SCALE = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#a5c11f"]
 SHADES = 24                                                             # steps from few spikes to most
-MARGIN = 92                                                             # pixels left of every plot, so that times align
+MARGIN = 92                                                             # pixels beside every plot, so that times align
+AXIS = 56                                                               # pixels of the time axis above the raster
 
 
-class Raster(pn.viewable.Viewer):
+class Raster(Dashboard):
     """Pan and zoom over a session's spikes.
 
     sort: "table order", "region", "rate" or a column of `session.units`; color: the same, or "none". series: names of
@@ -67,7 +66,7 @@ class Raster(pn.viewable.Viewer):
                     raise UnknownName(what, name, known, where=f"session {session.id!r}")
             self.param[kind].objects = known
         self._plots = pn.Column(sizing_mode="stretch_width")
-        self._legend = pn.pane.HTML(sizing_mode="stretch_width", margin=(2, 10))
+        self._legend = Text(sizing_mode="stretch_width", margin=(2, 10))
         with param.parameterized.discard_events(self):
             self.param.update(sort=sort, color=color, series=list(series), window=self._checked(window))
         self._rebuild()
@@ -88,20 +87,20 @@ class Raster(pn.viewable.Viewer):
                              f'<span style="opacity:.65;font-size:13px;margin-left:10px">{about}</span>',
                              margin=(5, 10))
         choose = pn.FlexBox(
-            pn.widgets.Select.from_param(self.param.sort, name="Sort units by", width=170),
-            pn.widgets.Select.from_param(self.param.color, name="Colour rows by", width=170),
-            pn.widgets.MultiChoice.from_param(self.param.series, name="Series beneath", width=360, solid=False))
-        status = pn.pane.HTML(self.param.status, margin=(0, 10), sizing_mode="stretch_width",
-                              styles={"font-variant-numeric": "tabular-nums", "font-size": "13px"})
+            pn.widgets.Select.from_param(self.param.sort, label="Sort units by", width=170),
+            pn.widgets.Select.from_param(self.param.color, label="Colour rows by", width=170),
+            pn.widgets.MultiChoice.from_param(self.param.series, label="Series beneath", width=360, solid=False))
+        status = Text(self.param.status, margin=(0, 10), sizing_mode="stretch_width",
+                      styles={"font-variant-numeric": "tabular-nums", "font-size": "13px"})
         changes = [self.param.window, self.param.sort, self.param.color, self.param.series]
-        code = pn.Card(pn.pane.Markdown(pn.bind(lambda *_: f"```python\n{self.code()}\n```", *changes)),
+        code = pn.Card(Text(pn.bind(lambda *_: f"<pre>{html.escape(self.code())}</pre>", *changes)),
                        title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
         return pn.Column(title, choose, status, self._legend, self._plots, code, sizing_mode="stretch_width")
 
     @param.depends("sort", "color", "series", watch=True)
     def _rebuild(self) -> None:
         self._order = sort_units(self.session, self.sort)
-        self._groups, colors, self._legend.object = _row_colors(
+        self._groups, colors, self._legend.object = row_colors(
             self._columns.get(self.color), self.color, len(self._order))
         self._palette = [f"{color}{alpha:02x}" for color in colors
                          for alpha in [0, *np.linspace(48, 255, SHADES - 1).astype(int)]]
@@ -109,16 +108,22 @@ class Raster(pn.viewable.Viewer):
         beneath = [("population", self._population, 84)] if len(self.session.spike_times) else []
         if len(self.session.trials):
             beneath.append(("trials", self._trials, 34))
+        wide = {}
         for name in self.series:
             columns = self.session.series[name].values.shape[1]
-            beneath.append((name, partial(self._one_series, name), int(np.clip(2.5 * columns, 100, 320))))
+            wide[name] = columns if columns > len(CATEGORIES) else 0
+            draw = self._wide_series if wide[name] else self._narrow_series
+            beneath.append((name, partial(draw, name), int(np.clip(2.5 * columns, 100, 320))))
         self._image(self.window, None, 1000, 400, 1.0)                  # so that the status is true before it is drawn
         plots = [self._raster(view)]
         for i, (name, draw, height) in enumerate(beneath, 1):
-            last, trials = i == len(beneath), name == "trials"
+            last, own = i == len(beneath), {"hooks": [self._frame, self._fit], "yticks": 3}
+            if draw == self._trials:
+                own = {"hooks": [self._frame], "yticks": [(0.5, "trials")]}
+            elif wide.get(name):                                        # columns run down, as the units do
+                own = {"hooks": [self._frame], "yticks": 3, "invert_yaxis": True, "ylim": (-0.5, wide[name] - 0.5)}
             plots.append(hv.DynamicMap(draw, streams=[view]).opts(*self._options(
-                height + 46 * last, hooks=[self._frame] if trials else [self._frame, self._fit],
-                xaxis="bottom" if last else None, yticks=[(0.5, "trials")] if trials else 3)))
+                height + 46 * last, xaxis="bottom" if last else None, **own)))
         self._plots[:] = [pn.pane.HoloViews(p, sizing_mode="stretch_width", linked_axes=True, margin=0) for p in plots]
 
     @param.depends("window", watch=True)
@@ -147,7 +152,7 @@ class Raster(pn.viewable.Viewer):
     def _raster(self, view: RangeXY) -> hv.Overlay:
         n = max(len(self._order), 1)
         height = int(np.clip(3 * n, 200, 520)) if len(self.session.spike_times) else 130
-        ticks, borders = self._blocks(height)
+        height, ticks, borders = self._blocks(height)
         image = hv.DynamicMap(self._image, streams=[view, PlotSize(width=1000, height=height, scale=1.0)])
         marks = hv.DynamicMap(self._marks, streams=[view])
         lines = [hv.HLine(y).opts(color="#00000066", line_width=0.7) for y in borders]
@@ -181,8 +186,11 @@ class Raster(pn.viewable.Viewer):
     def _tell(self, drawn, units: int, window: tuple[float, float]) -> None:
         total, n, width = len(self.session.spike_times), len(self._order), drawn.bin_size
         size = f"{1e3 * width:.3g} ms" if width < 1 else f"{width:.3g} s"
-        how = f"exact to {size}" if drawn.exact else f"binned at {size}"
+        how = f"exact to {size}" if drawn.tells_spikes_apart else f"binned at {size}"
         spikes = f"{drawn.spikes:,} of {total:,} spikes in view · {how}" if total else "no spikes in this recording"
+        seen, view = float(np.diff(overlap(self.session.intervals, np.array([window]))).sum()), window[1] - window[0]
+        digits = 1 if view >= 10 else 3
+        gaps = f" · {seen:,.{digits}f} s observed of {view:,.{digits}f} s in view" if seen < 0.999 * view else ""
         shared = f", {drawn.units_per_row} units a row" if drawn.units_per_row > 1 else ""
         known = self.session.resolution
         finer = f" · spike times are known to {1e3 * known:.3g} ms only" if known > width else ""
@@ -192,7 +200,7 @@ class Raster(pn.viewable.Viewer):
         try:
             self.param.update(
                 status=f"{simulated}{units:,} of {n:,} units{shared} · {spikes} · "
-                       f"{window[0]:,.2f} to {window[1]:,.2f} s{finer}",
+                       f"{window[0]:,.2f} to {window[1]:,.2f} s{gaps}{finer}",
                 window=None if np.allclose(window, whole, atol=1e-6, rtol=0) else window)
         finally:
             self._redrawing = False
@@ -209,31 +217,31 @@ class Raster(pn.viewable.Viewer):
             hv.VSpans(gaps[seen][:1000]).opts(color="#9a9a9a", alpha=0.25, line_alpha=0),
             hv.VLines(onsets if len(onsets) <= 60 else []).opts(color="#00000055", line_width=0.8, line_dash="dotted")])
 
-    def _blocks(self, height: int) -> tuple[list, list]:
-        """Ticks in the middle of, and lines between, rows of one name, where units are sorted by names."""
-        values = self._columns.get(self.sort)
-        if values is None or pd.api.types.is_numeric_dtype(values) or values.nunique() > 40:
-            return [], []
+    def _blocks(self, height: int) -> tuple[int, list, list]:
+        """The height, ticks in the middle of, and lines between, rows of one name, where units are sorted by names."""
+        values, self._margin = self._columns.get(self.sort), MARGIN
+        if values is None or not len(values) or pd.api.types.is_numeric_dtype(values) or values.nunique() > 40:
+            return height, [], []
         names = values.to_numpy()[self._order]
         starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
         stops = np.r_[starts[1:], len(names)]
+        height = max(height, AXIS + 13 * len(starts))
         ticks, last = [], -np.inf
         for a, b in zip(starts, stops, strict=True):
-            middle = (a + b - 1) / 2
-            if (middle - last) * height / len(names) >= 11:             # pixels: names would overlap
-                ticks.append((middle, str(names[a])[:12]))
+            middle, name = (a + b - 1) / 2, str(names[a])
+            if (middle - last) * (height - AXIS) / len(names) >= 12:    # pixels: names would overlap
+                ticks.append((middle, name if len(name) <= 24 else f"{name[:23]}…"))
                 last = middle
-        return ticks, [a - 0.5 for a in starts[1:]]
+        self._margin = max(MARGIN, 28 + round(6.5 * max(len(name) for _, name in ticks)))
+        return height, ticks, [a - 0.5 for a in starts[1:]]
 
     # What lies beneath it.
 
     def _population(self, x_range, y_range) -> hv.Overlay:
         start, stop = self._span(x_range)
-        drawn = self.pyramid.view(start, stop, int(np.clip((stop - start) / 0.02, 1, 300)))       # 20 ms or wider
-        left = drawn.start + drawn.bin_size * np.arange(len(drawn.population))
-        width = np.minimum(left + drawn.bin_size, self.pyramid.stop) - left                 # the last bin may be cut
-        rate = drawn.population / width / max(len(self._order), 1)
-        line = hv.Curve((drawn.centers, rate), "time", "population").opts(
+        edges = np.linspace(start, stop, int(np.clip((stop - start) / 0.02, 1, 300)) + 1)         # 20 ms or wider
+        rate = population_rate(self.session.spike_times, self.session.intervals, edges) / max(len(self._order), 1)
+        line = hv.Curve(((edges[:-1] + edges[1:]) / 2, rate), "time", "population").opts(
             color="#333333", line_width=1, interpolation="steps-mid", ylabel="spikes/s\nper unit")
         return hv.Overlay([line])
 
@@ -251,25 +259,30 @@ class Raster(pn.viewable.Viewer):
                           ["trial", *says]).opts(color=color, line_alpha=0, tools=["hover"], ylabel="")
             for turn, color in enumerate(["#88a6c4", "#c5d3e2"])])
 
-    def _one_series(self, name: str, x_range, y_range) -> hv.Overlay:
-        start, stop = self._span(x_range)
+    def _narrow_series(self, name: str, x_range, y_range) -> hv.Overlay:
+        """One line a column."""
         s = self.session.series[name]
-        columns = s.columns or [str(i) for i in range(s.values.shape[1])]
-        label = f"{name}\n({s.unit})" if s.unit else name
-        if len(columns) > len(CATEGORIES):
-            values = resample(s.times, s.values, start, stop, 600)
-            low, high = np.nanpercentile(values, [1, 99]) if np.isfinite(values).any() else (0, 1)
-            return hv.Overlay([hv.Image(
-                (np.linspace(start, stop, 601)[:-1] + (stop - start) / 1200, np.arange(len(columns)), values.T),
-                ["time", "column"], name, bounds=(start, -0.5, stop, len(columns) - 0.5)).opts(
-                cmap="viridis", clim=(low, max(high, low + 1e-9)), ylabel=label)])
-        times, values = envelope(s.times, s.values, start, stop)
+        times, values = envelope(s.times, s.values, *self._span(x_range))
+        columns = s.columns or range(values.shape[1])
+        labels = [str(column) for column in columns] if len(columns) > 1 else [""]      # one needs no legend
         return hv.Overlay([
-            hv.Curve((times, values[:, i]), "time", name, label=str(column)).opts(
-                color=CATEGORIES[i], line_width=1, ylabel=label)
-            for i, column in enumerate(columns)]).opts(legend_position="right", legend_opts={
+            hv.Curve((times, values[:, i]), "time", name, label=label).opts(
+                color=CATEGORIES[i], line_width=1, ylabel=_label(name, s.unit))
+            for i, label in enumerate(labels)]).opts(legend_position="right", legend_opts={
                 "label_text_font_size": "8pt", "padding": 2, "spacing": 0, "margin": 4, "border_line_alpha": 0,
                 "label_height": 12, "glyph_height": 12, "glyph_width": 12})
+
+    def _wide_series(self, name: str, x_range, y_range) -> hv.Overlay:
+        """One row a column, the first on top, and a bar that says which colour is which value."""
+        s, (start, stop) = self.session.series[name], self._span(x_range)
+        values = resample(s.times, s.values, start, stop, 600)
+        low, high = np.nanpercentile(values, [1, 99]) if np.isfinite(values).any() else (0, 1)
+        rows = values.shape[1]
+        middles = np.linspace(start, stop, 601)[:-1] + (stop - start) / 1200
+        return hv.Overlay([hv.Image((middles, np.arange(rows), values.T), ["time", "column"], name,
+                                    bounds=(start, -0.5, stop, rows - 0.5)).opts(
+            cmap="viridis", clim=(low, max(high, low + 1e-9)), ylabel=name, clabel=s.unit, colorbar=True,
+            colorbar_opts={"width": 10, "padding": 4, "major_label_text_font_size": "8pt"})])
 
     # Shared by all plots.
 
@@ -279,14 +292,14 @@ class Raster(pn.viewable.Viewer):
                  "tools": ["xpan", "xwheel_zoom", *(["hover"] if main else [])],
                  "active_tools": ["xpan", "xwheel_zoom"]}
         whole = self.window or (self.pyramid.start, self.pyramid.stop)
-        return (hv.Options("Overlay", height=height, responsive=True, xlim=whole, xlabel="time (s)",
-                                toolbar="right" if main else None,
-                                fontsize={"ticks": "9pt", "labels": "10pt"}, **tools, **options),
+        return (hv.Options("Overlay", height=height, responsive=True, xlim=whole, xlabel="time (s)", show_title=False,
+                           toolbar="right" if main else None, fontsize={"ticks": "9pt", "labels": "10pt"}, **tools,
+                           **options),
                 *(hv.Options(kind, **tools) for kind in ("Image", "Curve")))
 
     def _frame(self, plot, element) -> None:
         """Times aligned under each other, and no way out of the recording."""
-        plot.state.update(min_border_left=MARGIN, min_border_right=MARGIN, min_border_top=4, min_border_bottom=4)
+        plot.state.update(min_border_left=self._margin, min_border_right=MARGIN, min_border_top=4, min_border_bottom=4)
         plot.handles["x_range"].update(bounds=(self.pyramid.start, self.pyramid.stop), min_interval=0.01)
         for tool in plot.state.select(type=WheelZoomTool):
             tool.maintain_focus = False                                 # else zooming out stops short of the whole
@@ -317,27 +330,8 @@ class Raster(pn.viewable.Viewer):
                                                      code="return said[Math.round(special_vars.y)] ?? ''")})
 
 
-def _row_colors(values: pd.Series | None, name: str, units: int) -> tuple[np.ndarray, list[str], str]:
-    """The colour group of every unit [N], the colour of every group, and a legend as HTML."""
-    if values is None or values.nunique() < 2:
-        return np.zeros(units, int), ["#1b1b1b"], ""
-    if not pd.api.types.is_numeric_dtype(values):
-        groups, names = pd.factorize(values, sort=True)
-        colors = [CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))]
-        entries = [_swatch(f"11px;background:{color}") + html.escape(str(said))
-                   for color, said in zip(colors[:24], names[:24], strict=True)]
-    else:
-        number = values.to_numpy(float)
-        rank = pd.Series(number).rank(pct=True).fillna(0).to_numpy()    # else a few fast units would take all colours
-        groups, colors = np.minimum((rank * len(SCALE)).astype(int), len(SCALE) - 1), SCALE
-        entries = [f"{np.nanmin(number):.3g}", _swatch(f"120px;background:linear-gradient(90deg,{','.join(SCALE)})"),
-                   f"{np.nanmax(number):.3g} (coloured by rank)"]
-    label = f'<span style="opacity:.7;margin-right:10px">{html.escape(name)}</span>'
-    return groups, colors, f'<div style="font-size:12px">{label}{"".join(entries)}</div>'
-
-
-def _swatch(style: str) -> str:
-    return f'<span style="display:inline-block;height:11px;border-radius:2px;margin:0 5px 0 10px;width:{style}"></span>'
+def _label(name: str, unit: str) -> str:
+    return f"{name}\n({unit})" if unit else name
 
 
 def app() -> pn.viewable.Viewable:

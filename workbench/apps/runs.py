@@ -3,12 +3,15 @@
     metrics.jsonl, from the byte last read → curves;  status.json → state, progress, throughput;  Stop → a file STOP
 
 The last line of a cell is `run.watch()`; served, `?run=FOLDER` chooses the run. It works on a run of another kernel,
-of another machine that shares the folder, or of last year; executed in batch it is the picture of its last state.
+of another machine that shares the folder, or of last year. In a notebook it looks from a thread, because a cell that
+waits for the run keeps the kernel from everything else. What a saved notebook keeps is the first look.
 """
 
 from __future__ import annotations
 
 import html
+import threading
+import time
 from pathlib import Path
 
 import panel as pn
@@ -16,17 +19,18 @@ import param
 from bokeh.models import ColumnDataSource, Range1d, Span
 from bokeh.plotting import figure
 
-from workbench.display import page
+from workbench.display import Dashboard, Text, alert, in_kernel, page
 from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.run import ENDED, Run, newest_rows, runs
 
+PATIENCE = 3                                                            # looks until a silent browser is helped
 SHOWN = 2000                                                            # points of a curve, at most
 COLORS = {"this run": "#0072b2", "ridge": "#6e6e6e", "gru": "#d55e00"}
 STATES = {"finished": "#009e73", "running": "#0072b2", "queued": "#0072b2", "stopped": "#e69f00"}
 
 
-class RunMonitor(pn.viewable.Viewer):
+class RunMonitor(Dashboard):
     """Loss and validation R² with the baselines' held-out R² dashed, progress, throughput, Stop and Resume.
 
     run: the run's folder; None: the newest run in `folder`. interval: milliseconds between two looks.
@@ -40,21 +44,22 @@ class RunMonitor(pn.viewable.Viewer):
         known = [str(Run(p).path) for p in runs(folder).index]
         first = str(Run(run).path) if run is not None else next(iter(known), None)
         self.param.run.objects = list(dict.fromkeys([*([first] if first else []), *known]))
-        self._choose = run is None
+        self._choose, self._folder = run is None and bool(known), Path(folder).expanduser().resolve()
         self._curve = ColumnDataSource({"step": [], "loss": [], "smooth": []})
         self._valid = ColumnDataSource({"step": [], "valid_r2": []})
-        self._head = pn.pane.HTML(sizing_mode="stretch_width")
+        self._head = Text(sizing_mode="stretch_width")
         self._progress = pn.indicators.Progress(max=100, value=0, sizing_mode="stretch_width", margin=(0, 10))
-        self._stop = pn.widgets.Button(name="Stop", button_type="warning", width=90)
-        self._resume = pn.widgets.Button(name="Resume", button_type="primary", width=90)
+        self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
+        self._resume = pn.widgets.Button(label="Resume", color="primary", width=90)
         self._stop.on_click(lambda _: self._act("stop"))
         self._resume.on_click(lambda _: self._act("resume"))
-        self._ticking, self._on_show = None, False
+        self._ticking, self._on_show, self._lock = None, False, threading.RLock()
         self._plots()
         self.run = first
         self._open()
 
     def _plots(self) -> None:
+        """Both plots, shown once there is something to draw."""
         share = dict(height=260, sizing_mode="stretch_width", toolbar_location="above",
                      tools="pan,wheel_zoom,box_zoom,reset,hover", tooltips=[("step", "$x{0,0}"), ("", "$y{0.000}")])
         self._loss = figure(title="training loss", x_axis_label="step", **share)
@@ -64,20 +69,34 @@ class RunMonitor(pn.viewable.Viewer):
                           x_range=self._loss.x_range, y_range=Range1d(-0.1, 1.0), **share)
         self._r2.line("step", "valid_r2", source=self._valid, color=COLORS["this run"], line_width=2)
         self._r2.scatter("step", "valid_r2", source=self._valid, color=COLORS["this run"], size=6)
+        self._curves = pn.Row(*(pn.pane.Bokeh(plot, sizing_mode="stretch_width") for plot in (self._loss, self._r2)),
+                              sizing_mode="stretch_width", visible=False)
 
     @param.depends("run", watch=True)
     def _open(self) -> None:
-        self._rows, self._offset, self._dashed = [], 0, {}
-        self._r2.center = [r for r in self._r2.center if not isinstance(r, Span)]
-        self._curve.data, self._valid.data = {"step": [], "loss": [], "smooth": []}, {"step": [], "valid_r2": []}
-        self.refresh()
+        self._start_over()
         self._tick()
+
+    def _start_over(self) -> None:
+        """Blank everything, then show the run as it is now."""
+        with self._lock:
+            self._rows, self._offset, self._dashed = [], 0, {}
+            self._r2.center = [r for r in self._r2.center if not isinstance(r, Span)]
+            self._curve.data, self._valid.data = {"step": [], "loss": [], "smooth": []}, {"step": [], "valid_r2": []}
+            for part in (self._curves, self._progress, self._stop, self._resume):
+                part.visible = False
+            self._head.object, self._progress.value = "", 0
+            self.refresh()
 
     def refresh(self) -> None:
         """Take in what the run has written since the last look."""
+        with self._lock:
+            self._look()
+
+    def _look(self) -> None:
         if self.run is None:
-            self._head.object = "<b>No runs yet.</b> Start one with <code>workbench.launch(\"demo\")</code>."
-            self._progress.visible = self._stop.visible = self._resume.visible = False
+            self._head.object = (f"<b>No runs yet</b> in <code>{html.escape(str(self._folder))}</code>. Start one with "
+                                 "<code>workbench.launch(\"demo\")</code>.")
             return
         run = Run(self.run)
         new, self._offset = storage.rows(run.path / "metrics.jsonl", self._offset)
@@ -91,11 +110,9 @@ class RunMonitor(pn.viewable.Viewer):
                 valid = table.dropna(subset="valid_r2")
                 self._valid.data = {"step": valid["step"], "valid_r2": valid["valid_r2"]}
                 self._r2.y_range.start = min(-0.1, max(valid["valid_r2"].min(), -1.0) - 0.05)
+        self._curves.visible = bool(self._rows)
         self._baselines(run)
         self._say(run)
-        if run.state in ENDED and self._ticking:
-            self._ticking.stop()
-            self._ticking = None
 
     def _baselines(self, run: Run) -> None:
         places = {"this run": run.path, **{p.parent.name: p.parent for p in run.path.glob("baselines/*/scores.json")}}
@@ -117,7 +134,10 @@ class RunMonitor(pn.viewable.Viewer):
         facts = [f"{recipe.model.name} on {recipe.data if isinstance(recipe.data, str) else ', '.join(recipe.data)}"]
         if state in ("running", "queued"):
             facts.append(status.get("stage", "starting"))
-        facts.append(f"step {step:,} of {steps:,}")
+        if step:
+            facts.append(f"step {step:,} of {steps:,}")
+        elif state == "finished":
+            facts.append("solved at once, without steps")
         if status.get("spikes_per_s") and state == "running":
             facts.append(f"{status['spikes_per_s']:,.0f} spikes/s")
         if self._rows:
@@ -132,9 +152,9 @@ class RunMonitor(pn.viewable.Viewer):
         simulated = " <b>simulated data</b>" if any(r["simulated"] for r in resolved.get("recordings", [])) else ""
         badge = f"<b style='color:{STATES.get(state, '#b00020')}'>{state}</b>"
         self._head.object = f"{badge} <code>{html.escape(str(run.path))}</code>{simulated}<br>" + " · ".join(facts)
-        self._progress.value = round(100 * min(step / steps, 1))
-        self._progress.active = state == "running"
         alive = state in ("running", "queued")
+        self._progress.value = round(100 * min(step / steps, 1))
+        self._progress.param.update(active=state == "running", visible=alive or step > 0)
         self._stop.visible, self._resume.visible = alive, not alive and state != "finished"
 
     def _act(self, verb: str) -> None:
@@ -143,16 +163,58 @@ class RunMonitor(pn.viewable.Viewer):
         self.refresh()
 
     def _tick(self) -> None:
-        if self._on_show and self._ticking is None and self.run is not None and Run(self.run).state not in ENDED:
-            self._ticking = pn.state.add_periodic_callback(self.refresh, period=self.interval)
+        """Look again and again until the run has ended."""
+        if not self._on_show or self._ticking or self.run is None or Run(self.run).state in ENDED:
+            return
+        if in_kernel() and not (pn.state.curdoc and pn.state.curdoc.session_context):
+            self._ticking = threading.Thread(target=self._follow, daemon=True)
+            self._ticking.start()
+        else:
+            self._ticking = pn.state.add_periodic_callback(self._look_again, period=self.interval)
+
+    def _look_again(self) -> bool:
+        """True while there may be more to see."""
+        try:
+            ended = Run(self.run).state in ENDED                        # asked first, so that the last look sees all
+            self.refresh()
+        except WorkbenchError as error:                                 # its folder is gone
+            ended, self._head.object = True, html.escape(str(error))
+        if ended and not isinstance(self._ticking, threading.Thread):
+            self._ticking.stop()
+            self._ticking = None
+        return not ended
+
+    def _follow(self) -> None:
+        """Look from a thread of a kernel, which may be busy with a cell that waits for the run.
+
+        The browser opens the line that changes are sent along by asking the kernel, and a busy one does not answer. So
+        the line is opened from here, and when the browser's own replaces it, everything is sent once more: a change
+        sent before the browser listened is lost.
+        """
+        line, own, looks, more = None, None, 0, True
+        while more or line is own:
+            time.sleep(self.interval / 1000)
+            looks += 1
+            for comm in [pn.state._views[ref][3] for ref in self._view._models if ref in pn.state._views]:
+                if comm._comm is None and looks >= PATIENCE:
+                    comm.init()
+                    own = comm._comm
+                if comm._comm is None:
+                    continue
+                if comm._comm is not line:
+                    line = comm._comm
+                    self._start_over()
+                more = self._look_again()
+            pn.io.push_notebook(self._view)
+        self._ticking = None
 
     def __panel__(self) -> pn.viewable.Viewable:
+        chooser = [pn.widgets.Select.from_param(self.param.run, label="Run", sizing_mode="stretch_width")]
+        self._view = pn.Column(*chooser * self._choose, self._head, pn.Row(self._progress, self._stop, self._resume),
+                               self._curves, sizing_mode="stretch_width")
         self._on_show = True
         self._tick()
-        chooser = [pn.widgets.Select.from_param(self.param.run, name="Run", sizing_mode="stretch_width")]
-        return pn.Column(*chooser * self._choose, self._head, pn.Row(self._progress, self._stop, self._resume),
-                         pn.Row(pn.pane.Bokeh(self._loss, sizing_mode="stretch_width"),
-                                pn.pane.Bokeh(self._r2, sizing_mode="stretch_width")), sizing_mode="stretch_width")
+        return self._view
 
 
 def app() -> pn.viewable.Viewable:
@@ -161,7 +223,7 @@ def app() -> pn.viewable.Viewable:
     try:
         view = RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"))
     except WorkbenchError as error:
-        return page("Runs", pn.pane.Alert(html.escape(str(error)), alert_type="danger"))
+        return page("Runs", alert(error))
     home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
     return page("Runs", home, view)
 

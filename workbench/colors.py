@@ -1,0 +1,43 @@
+"""Colours of rows and lines: Okabe & Ito's, told apart by colour-blind readers, and viridis without its lightest part.
+
+For plots on a light ground, which they have in a page and in a cell.
+"""
+
+from __future__ import annotations
+
+import html
+
+import numpy as np
+import pandas as pd
+
+from workbench.analysis.raster import natural_order
+
+CATEGORIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6e6e6e", "#332288"]
+SCALE = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#a5c11f"]
+
+
+def row_colors(values: pd.Series | None, name: str, units: int) -> tuple[np.ndarray, list[str], str]:
+    """The colour group of every unit [N], the colour of every group, and a legend as HTML.
+
+    values: what is coloured by, one a unit, names or numbers (by rank); None for one colour. name: of `values`.
+    """
+    if values is None or values.nunique() < 2:
+        return np.zeros(units, int), ["#1b1b1b"], ""
+    if not pd.api.types.is_numeric_dtype(values):
+        names = sorted(values.unique(), key=natural_order)
+        groups = pd.Categorical(values, names).codes
+        colors = [CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))]
+        entries = [_swatch(f"11px;background:{color}") + html.escape(str(said))
+                   for color, said in zip(colors[:24], names[:24], strict=True)]
+    else:
+        number = values.to_numpy(float)
+        rank = pd.Series(number).rank(pct=True).fillna(0).to_numpy()    # else a few fast units would take all colours
+        groups, colors = np.minimum((rank * len(SCALE)).astype(int), len(SCALE) - 1), SCALE
+        entries = [f"{np.nanmin(number):.3g}", _swatch(f"120px;background:linear-gradient(90deg,{','.join(SCALE)})"),
+                   f"{np.nanmax(number):.3g} (coloured by rank)"]
+    label = f'<span style="opacity:.7;margin-right:10px">{html.escape(name)}</span>'
+    return groups.astype(int), colors, f'<div style="font-size:12px">{label}{"".join(entries)}</div>'
+
+
+def _swatch(style: str) -> str:
+    return f'<span style="display:inline-block;height:11px;border-radius:2px;margin:0 5px 0 10px;width:{style}"></span>'
