@@ -192,7 +192,7 @@ class Catalog(Mapping):
 
     def _looked(self, dataset: Dataset, session: str | None = None) -> str:
         size = f"{megabytes(round(dataset.size_gb * 1e9))} in all" if dataset.size_gb else "size not stated"
-        return (f"dataset {dataset.id!r}{f', session {session!r},' if session else ''} ({size}) is not on this "
+        return (f"dataset {dataset.id!r}{f', session {session!r}' if session else ''} ({size}) is not on this "
                 f"computer (looked in {' and '.join(map(str, places(dataset.id)))})")
 
     def _absent(self, dataset: Dataset, session: str | None = None) -> DatasetNotAvailable:
@@ -211,7 +211,8 @@ class Catalog(Mapping):
             return ManualDownload(f"{looked}; it must be fetched by hand from {access.url}: {steps}; without it, use "
                                   "'reach-sim', which needs no download")
         account = f" (it needs an account: {dataset.needs_account})" if dataset.needs_account else ""
-        return DatasetNotAvailable(f"{looked}; run `python -m workbench prepare {dataset.id}` or open it with "
+        one = f"/{session}" if session and (dataset.size_gb or 0) > 2 else ""     # not 81 GB for a first look
+        return DatasetNotAvailable(f"{looked}; run `python -m workbench prepare {dataset.id}{one}` or open it with "
                                    f"download=True{account}, or use 'reach-sim', which needs no download")
 
 
