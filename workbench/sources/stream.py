@@ -12,6 +12,8 @@ the cache folder in `stream/`; a second reading takes them from there.
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import hashlib
 import re
 from collections.abc import Iterator
@@ -85,7 +87,15 @@ class Stream:
         finally:
             line.close()
             if line.failure is not None:
+                atexit.register(_end_hdf5)
                 raise line.failure from None
+
+
+def _end_hdf5() -> None:
+    """A read that failed leaves the file open inside HDF5, out of h5py's reach; HDF5 would close it after Python has
+    ended, calling back into nothing. So it is ended first. Only wheels of h5py keep the library where it can be found."""
+    for library in Path(h5py.__file__).parents[1].glob("h5py.libs/libhdf5-*"):
+        ctypes.CDLL(str(library)).H5close()
 
 
 class _Line(requests.Session):
