@@ -93,7 +93,7 @@ class Stream:
 
 def _end_hdf5() -> None:
     """A read that failed leaves the file open inside HDF5, out of h5py's reach; HDF5 would close it after Python has
-    ended, calling back into nothing. So it is ended first. Only wheels of h5py keep the library where it can be found."""
+    ended, calling back into nothing. So it is ended first. Only h5py's wheels keep it where it can be found."""
     for library in Path(h5py.__file__).parents[1].glob("h5py.libs/libhdf5-*"):
         ctypes.CDLL(str(library)).H5close()
 
