@@ -460,8 +460,8 @@ def test_the_shipped_catalog_is_found_beside_the_repository_and_inside_an_instal
 
 def test_the_catalog_in_the_docstring_works():
     text = catalog_module.__doc__.split("separated as in PATH):\n\n")[1].split("\n\nPaths are")[0]
-    for entry in yaml.safe_load(text)["datasets"]:
-        Dataset.model_validate(entry)
+    entries = [Dataset.model_validate(entry) for entry in yaml.safe_load(text)["datasets"]]
+    assert entries and all(entry.access.method == "local" for entry in entries)
 
 
 # Real recordings, as any lab's own

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
-from bokeh.models import ColorBar
+from bokeh.models import ColorBar, Plot
 
 from workbench import Series, Session
 from workbench.analysis.raster import CountPyramid
@@ -87,7 +87,8 @@ def test_the_rows_of_the_picture_are_the_units_in_order():
     {"series": {"still": Series(np.arange(0.0, 100), np.full((100, 1), np.nan))}},
 ])
 def test_odd_recordings_are_drawn_too(odd):
-    drawn(Raster(recording(**odd), series=list(odd.get("series", ["hand_vel"]))))
+    root = drawn(Raster(recording(**odd), series=list(odd.get("series", ["hand_vel"]))))
+    assert list(root.select({"type": Plot}))
 
 
 def test_a_real_recording_is_drawn_whole(real_data):
