@@ -18,3 +18,17 @@ def window_mse(predicted: Tensor, target: Target, scale: Tensor, *, since: float
     size = counts.new_zeros(len(target.offsets) - 1).index_add(0, window, counts)
     total = squared.new_zeros(len(size)).index_add(0, window, squared)
     return (total / size.clamp(min=1)).sum() / (size > 0).sum().clamp(min=1)
+
+
+def poisson_nll(log_rates: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
+    """Poisson negative log-likelihood, exp(η) − y η, without the term that no model can change; the mean of entries.
+
+    log_rates, counts, and where (true: it counts) of one shape. 0 where nothing counts.
+    """
+    each = log_rates.exp() - counts * log_rates
+    return each.mean() if where is None else mean_where(each, where)
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """The mean of the values where `where` is true, 0 where it never is; values elsewhere may be anything finite."""
+    return (values * where).sum() / where.sum().clamp(min=1)

@@ -5,15 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.models.small import SMALL
 from workbench import models
 from workbench.analysis.decoding import score
 from workbench.batch import Reader
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.session import Series, Session
 from workbench.windows import RandomWindows, split
-
-SMALL = {"poyo": dict(dim=32, depth=1, latents=4, head_dim=16, cross_heads=2, self_heads=2, dropout=0.0),
-         "gru": dict(dim=32), "ridge": {}}
 
 
 def tuned(name: str = "tuned", seed: int = 0, seconds: float = 60.0, lag: float = 0.0) -> Session:
@@ -52,7 +50,7 @@ def trained(name: str, sessions: list[Session], steps: int = 250):
     return model.eval(), parts
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", ["poyo", "gru", "ridge"])
 def test_a_model_decodes_held_out_time_far_above_chance(name):
     session = tuned()
     model, (parts,) = trained(name, [session])
@@ -62,22 +60,12 @@ def test_a_model_decodes_held_out_time_far_above_chance(name):
     assert shuffled["r2"] < 0.2
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", ["poyo", "gru", "ridge"])
 def test_a_model_of_two_sessions_decodes_both(name):
     sessions = [tuned("a", 1), tuned("b", 2)]
     model, parts = trained(name, sessions)
     found = score(model, sessions, [p["test"] for p in parts], "vel")
     assert min(found["sessions"].values()) > 0.4
-
-
-@pytest.mark.parametrize("name", models.available())
-def test_a_saved_model_comes_back_the_same(name, tmp_path):
-    session = tuned()
-    model, _ = trained(name, [session], steps=2)
-    model.eval().save_pretrained(tmp_path / "model")
-    again = models.load(tmp_path / "model").eval()
-    batch = Reader([session], ("vel",)).read([0, 0], [1.0, 20.0], model.window)
-    assert type(again) is type(model) and torch.equal(model(batch).behavior, again(batch).behavior)
 
 
 @pytest.mark.parametrize("name", ["ridge", "gru"])

@@ -21,7 +21,9 @@ from workbench.session import Session
 class Output:
     """What a model says of a batch; None where it says nothing.
 
-    log_rates [B, N, T] log spikes per bin · behavior [Q, D] at the target's times, in its unit · latents [B, L, D]
+    log_rates [B, N, T] log spikes per bin, columns as in batch.counts(model.bin_size), of all units, hidden or not
+    behavior  [Q, D] at the target's times, in its unit
+    latents   [B, L, D]
     """
 
     log_rates: Tensor | None = None
@@ -59,6 +61,11 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
         config = json.loads(path.read_text())
         path.write_text(json.dumps({"model": self.name, **config}, indent=2))
         return result
+
+
+def unit_names(sessions: Sequence[Session]) -> list[str]:
+    """The names under which models know units: '<session id>/<unit id>'."""
+    return [f"{s.id}/{u}" for s in sessions for u in s.units["id"]]
 
 
 def scaling(sessions: Sequence[Session], target: str) -> tuple[list[float], list[float]]:

@@ -47,6 +47,11 @@ class Vocabulary(nn.Module):
         base = torch.tensor([0, *(len(table) for table in tables)], device=batch.device).cumsum(0)[session]
         return torch.cat(tables)[torch.repeat_interleave(base, batch.unit_offsets.diff()) + batch.window_units]
 
+    def session_rows(self, batch: SpikeBatch) -> Tensor:
+        """The row of the session of every window [B], for a vocabulary of sessions."""
+        present, which = batch.session.unique(return_inverse=True)
+        return self.rows([batch.sessions[i].id for i in present.tolist()])[which]
+
     def _session_rows(self, session: str, units: tuple[str, ...]) -> Tensor:
         known = self._of_session.get(session)
         if known is None or known[0] is not units or known[1].device != self.weight.device:

@@ -1,0 +1,7 @@
+"""Settings that make every registered model small enough for a test."""
+
+SMALL = {
+    "poyo": dict(dim=32, depth=1, latents=4, head_dim=16, cross_heads=2, self_heads=2, dropout=0.0),
+    "gru": dict(dim=32),
+    "ridge": {},
+}

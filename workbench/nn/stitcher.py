@@ -1,0 +1,46 @@
+"""A linear map of its own for every session: many populations read into one space and out of it again.
+
+A session's map is kept as one row a unit, under the unit's name, so that it follows its units in whatever order or
+number they come, and a new session adds its rows. (Keyed by session: two sessions with as many units share nothing.)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from workbench.batch import SpikeBatch
+from workbench.nn.vocabulary import Vocabulary
+
+
+def unit_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor:
+    """The rows of every window's units [B, N, D], zeros where a window has fewer units than others."""
+    rows, there = table(table.unit_rows(batch)), batch.unit_mask
+    return rows.new_zeros(*there.shape, rows.shape[-1]).masked_scatter(there[..., None], rows)
+
+
+class ReadIn(nn.Module):
+    """Activity of each session's units → `dim` shared features; units and sessions are names as in a model."""
+
+    def __init__(self, units: Sequence[str], sessions: Sequence[str], dim: int):
+        super().__init__()
+        self.units = Vocabulary("unit", units, dim, std=(len(sessions) / max(len(units), 1) / 3) ** 0.5)
+        self.bias = Vocabulary("session", sessions, dim, std=0.0)
+
+    def forward(self, activity: Tensor, batch: SpikeBatch) -> Tensor:
+        """activity [B, N, T], columns as in `batch.counts` → [B, T, dim]."""
+        bias = self.bias(self.bias.session_rows(batch))
+        return torch.baddbmm(bias[:, None], activity.transpose(1, 2), unit_weights(batch, self.units))
+
+
+class ReadOut(nn.Module):
+    """`dim` shared features → one value for each unit of the session."""
+
+    def __init__(self, units: Sequence[str], dim: int):
+        super().__init__()
+        self.units = Vocabulary("unit", units, dim + 1, std=(1 / dim / 3) ** 0.5)        # the last column: the bias
+
+    def forward(self, features: Tensor, batch: SpikeBatch) -> Tensor:
+        """features [B, T, dim] → [B, N, T]; columns of units that a window lacks hold 0."""
+        weight = unit_weights(batch, self.units)
+        return torch.baddbmm(weight[..., -1:], weight[..., :-1], features.transpose(1, 2))
