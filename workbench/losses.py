@@ -1,7 +1,10 @@
-"""The losses of the field, each with its source. No state."""
+"""The losses of the field, each with its source. No state. (Plain cross-entropy is torch's own.)"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, ctc_loss, mse_loss, normalize
 
 from workbench.batch import Target
 
@@ -27,6 +30,98 @@ def poisson_nll(log_rates: Tensor, counts: Tensor, where: Tensor | None = None) 
     """
     each = log_rates.exp() - counts * log_rates
     return each.mean() if where is None else mean_where(each, where)
+
+
+def poisson_nll_rate(rates: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
+    """The same of rates instead of log-rates, r − y log r (LDNS, Kapoor et al. 2024, arXiv 2407.08751)."""
+    each = rates - counts * (rates + 1e-8).log()
+    return each.mean() if where is None else mean_where(each, where)
+
+
+def softened_cross_entropy(logits: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
+    """Cross-entropy of counts as classes, each softened into a Poisson over all of them; the mean of entries, in nats.
+
+    logits [..., K] of the counts 0 to K − 1; counts and where [...]; higher counts are taken as K − 1. A perfect
+    answer has the entropy of the soft target left, not 0. NDT3 (Ye et al. 2025), whose table has an empty last row, so
+    that its highest count teaches nothing; here every row is whole.
+    """
+    table = poisson_table(logits.shape[-1]).to(logits)
+    each = -(table[counts.long().clamp(max=len(table) - 1)] * logits.log_softmax(-1)).sum(-1)
+    return each.mean() if where is None else mean_where(each, where)
+
+
+def poisson_table(classes: int) -> Tensor:
+    """Row k: the Poisson probabilities, with a mean of k, of the counts 0 to classes − 1, rescaled to sum to 1."""
+    k = torch.arange(classes, dtype=torch.float64)
+    return (torch.xlogy(k, k[:, None]) - torch.lgamma(k + 1)).softmax(-1)
+
+
+def ordinal(logits: Tensor, classes: Tensor, where: Tensor | None = None) -> Tensor:
+    """Squared difference of the cumulative distributions over ordered classes: the further off, the worse.
+
+    logits [..., K]; classes and where [...]; the mean over classes, then over entries. The "Mallows distance" of POYO+
+    (Azabou et al. 2025, ICLR), after Hou et al. 2016, arXiv 1611.05916.
+    """
+    true = torch.arange(logits.shape[-1], device=logits.device) >= classes[..., None]
+    each = (logits.softmax(-1).cumsum(-1) - true.to(logits)).square().mean(-1)
+    return each.mean() if where is None else mean_where(each, where)
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
+    """Contrast of two views a, b [M, D] of M things: each view must find its twin among all 2 M − 1 others, in nats.
+
+    By cosine; no view is compared with itself. SimCLR (Chen et al. 2020, arXiv 2002.05709).
+    """
+    views = normalize(torch.cat([a, b]), dim=-1)
+    similarity = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
+    return cross_entropy(similarity, torch.arange(len(views), device=a.device).roll(len(a)))
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+    """Query i [M, D] must find key i among all keys [M or more, D], by cosine, in nats. One way.
+
+    van den Oord et al. 2018, arXiv 1807.03748.
+    """
+    similarity = normalize(queries, dim=-1) @ normalize(keys, dim=-1).T / temperature
+    return cross_entropy(similarity, torch.arange(len(queries), device=queries.device))
+
+
+def clip_loss(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
+    """`info_nce` both ways, from a to b and from b to a, averaged. CLIP (Radford et al. 2021, arXiv 2103.00020)."""
+    return (info_nce(a, b, temperature) + info_nce(b, a, temperature)) / 2
+
+
+def ctc(logits: Tensor, labels: Tensor, lengths: Tensor, label_lengths: Tensor) -> Tensor:
+    """Negative log-likelihood of label sequences without their timing, in nats a label, the mean of sequences.
+
+    logits [B, T, K], class 0 the blank; labels packed [sum of label_lengths], 1 to K − 1; lengths [B] of the logits,
+    label_lengths [B]. A sequence too long for its bins counts as 0. Graves et al. 2006, ICML.
+    """
+    return ctc_loss(logits.log_softmax(-1).transpose(0, 1), labels, lengths, label_lengths, zero_infinity=True)
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | float = 0.0,
+                prior_logvar: Tensor | float = 0.0) -> Tensor:
+    """KL divergence [...] of a diagonal Gaussian [..., D] from a prior, the standard one if none is given, in nats.
+
+    The part of the evidence lower bound that is no likelihood. Kingma & Welling 2014, arXiv 1312.6114.
+    """
+    prior_logvar = torch.as_tensor(prior_logvar, dtype=mean.dtype, device=mean.device)
+    ratio = logvar - prior_logvar
+    return (ratio.exp() + (mean - prior_mean).square() * (-prior_logvar).exp() - 1 - ratio).sum(-1) / 2
+
+
+def ddpm_loss(denoise: Callable[[Tensor, Tensor], Tensor], clean: Tensor, kept: Tensor,
+              distance: Callable[[Tensor, Tensor], Tensor] = mse_loss) -> Tensor:
+    """How far `denoise(noisy, step [B])` is from the noise in `noisy`, at a random step of diffusion for each sample.
+
+    clean [B, ...]; kept [steps]: the share of the variance that is still signal after each step, the running product
+    of 1 − β. Ho et al. 2020, arXiv 2006.11239.
+    """
+    step = torch.randint(len(kept), (len(clean),), device=clean.device)
+    share = kept.to(clean)[step].view(-1, *[1] * (clean.ndim - 1))
+    noise = torch.randn_like(clean)
+    return distance(denoise(share.sqrt() * clean + (1 - share).sqrt() * noise, step), noise)
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
