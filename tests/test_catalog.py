@@ -272,6 +272,25 @@ def test_a_path_is_read_where_it_is_and_leaves_no_cache(tmp_path, recordings):
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_suffix_in_capital_letters_is_the_same_suffix(tmp_path, recordings):
+    (tmp_path / "days").mkdir()
+    shutil.copy(recordings / "day_0.nwb", tmp_path / "days" / "mine.NWB")
+    shutil.copy(recordings / "saved.h5", tmp_path / "days" / "other.H5")
+    expected = {Session.from_nwb(recordings / "day_0.nwb").id, Session.open(recordings / "saved.h5").id}
+    assert open_recording("days/mine.NWB").id == Session.from_nwb(recordings / "day_0.nwb").id
+    assert {s.id for s in open_recordings("days")} == {s.id for s in open_recordings("days/*")} == expected
+    catalog = open_catalog(catalog_file(tmp_path / "c.yaml", local("days")))
+    assert catalog.sessions("lab") == ["mine", "other"] and {s.id for s in catalog.open_all("lab")} == expected
+    with pytest.raises(BadRecording, match=r"there is no file nowhere\.NWB"):
+        open_recording("nowhere.NWB")
+
+
+def test_what_an_operating_system_hides_in_a_folder_is_no_recording(tmp_path, recordings):
+    shutil.copy(recordings / "day_0.nwb", tmp_path / "day_0.nwb")
+    (tmp_path / "._day_0.nwb").write_bytes(b"\0\5\x16\7 not a recording")
+    assert len(open_recordings(tmp_path)) == 1
+
+
 def test_what_cannot_be_opened_is_one_sentence(tmp_path, recordings):
     (tmp_path / "empty").mkdir()
     for what, error, says in [

@@ -65,7 +65,7 @@ def opened(dataset: Dataset, session: str, path: Path) -> Session:
 
 
 def _loader(dataset: Dataset, path: Path) -> str:
-    by_suffix = folder_loader(path) or ("nwb" if path.suffix == ".nwb" else "hdf5")
+    by_suffix = folder_loader(path) or ("nwb" if path.suffix.lower() == ".nwb" else "hdf5")
     return by_suffix if dataset.loader == "by_suffix" else dataset.loader
 
 

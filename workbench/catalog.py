@@ -255,7 +255,8 @@ def _meant(what: str | Path, download: bool, units=None, series=None) -> list[tu
     if text.startswith(("dandi:", "http://", "https://")):
         from workbench.sources import stream
         return [(text, lambda: stream.read(text, cache_folder("stream"), units=units, series=series))]
-    a_path = isinstance(what, Path) or path.is_file() or path.suffix in SUFFIXES or text.startswith((".", "~", os.sep))
+    a_path = (isinstance(what, Path) or path.is_file() or path.suffix.lower() in SUFFIXES
+              or text.startswith((".", "~", os.sep)))
     if not a_path:
         catalog = open_catalog()
         name, _, session = text.partition("/")
@@ -278,7 +279,7 @@ def _meant(what: str | Path, download: bool, units=None, series=None) -> list[tu
 def _read(path: Path, units, series) -> Session:
     if folder := folder_loader(path):
         return _only(reader(folder)(path), units, series)
-    if existing(path).suffix == ".nwb":
+    if existing(path).suffix.lower() == ".nwb":
         return Session.from_nwb(path, units=units, series=series)
     return _only(Session.open(path), units, series)
 

@@ -19,7 +19,7 @@ from workbench.files import replacing
 from workbench.sources import alf, dandi, folder_loader
 from workbench.sources.download import Remote
 
-SUFFIXES = (".nwb", ".h5", ".hdf5")
+SUFFIXES = (".nwb", ".h5", ".hdf5")                                     # in small or capital letters
 
 
 def cache_folder(dataset: str) -> Path:
@@ -53,12 +53,14 @@ def recordings_at(path: Path) -> list[Path]:
     if path.is_file() or folder_loader(path):
         return [path]
     if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.suffix in SUFFIXES or folder_loader(p))
+        seen = (p for p in path.iterdir() if not p.name.startswith("."))                # macOS leaves ._day.nwb beside
+        return sorted(p for p in seen if p.suffix.lower() in SUFFIXES or folder_loader(p))
     found = [Path(p) for p in glob.glob(str(path), recursive=True)]
-    named = {*SUFFIXES, path.suffix} if path.suffix[1:].isalnum() else SUFFIXES         # "day_*.mat" says what it means
+    own = path.suffix.lower()
+    named = {*SUFFIXES, own} if own[1:].isalnum() else SUFFIXES         # "day_*.mat" says what it means
     folders = {p for p in found if folder_loader(p)}                    # the session's, and not those of its probes
     return sorted([*(p for p in folders if folders.isdisjoint(p.parents)),
-                   *(p for p in found if p.suffix in named and p.is_file())])
+                   *(p for p in found if p.suffix.lower() in named and p.is_file())])
 
 
 def _of(access, name: str, beside: Path, listing: bool) -> dict[str, Path | Remote]:
