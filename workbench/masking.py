@@ -61,12 +61,14 @@ def draw(mode: str, unit_mask: Tensor, bins: int, ratio: float, *, span: int = 1
         hidden, scored = _by_region(mode, unit_mask, ratio, regions)
         hidden, scored = (m[..., None].expand(-1, -1, bins) for m in (hidden, scored))
         return Mask(hidden, scored)
-    shape = {"time": (windows, 1, bins), "shared_time": (1, 1, bins), "neuron": (windows, units, 1),
-             "entry": (windows, units, bins)}[mode]
-    hidden = torch.rand(shape, device=device) < ratio / (1 if mode == "neuron" else span)
-    if span > 1 and mode != "neuron":
-        grown = max_pool1d(hidden.flatten(0, 1)[:, None].float(), span, stride=1, padding=span - 1)
-        hidden = (grown[:, 0, :bins] > 0).unflatten(0, hidden.shape[:2])
+    span = 1 if mode == "neuron" else span
+    # Starts lie up to span − 1 bins before the window too, so that its first bins are hidden as often as the others.
+    room = bins + span - 1
+    starts = {"time": (windows, 1, room), "shared_time": (1, 1, room), "neuron": (windows, units, 1),
+              "entry": (windows, units, room)}[mode]
+    hidden = torch.rand(starts, device=device) < ratio / span
+    if span > 1:
+        hidden = max_pool1d(hidden.float(), span, stride=1) > 0
     hidden = hidden & unit_mask[..., None]
     hidden = hidden.expand(windows, units, bins)
     return Mask(hidden, hidden)

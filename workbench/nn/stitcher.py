@@ -4,13 +4,14 @@ A session's map is kept as one row a unit, under the unit's name, so that it fol
 number they come, and a new session adds its rows. (Keyed by session: two sessions with as many units share nothing.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from workbench.batch import SpikeBatch
 from workbench.nn.vocabulary import Vocabulary
+from workbench.session import Session
 
 
 def unit_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor:
@@ -44,3 +45,15 @@ class ReadOut(nn.Module):
         """features [B, T, dim] → [B, N, T]; columns of units that a window lacks hold 0."""
         weight = unit_weights(batch, self.units)
         return torch.baddbmm(weight[..., -1:], weight[..., :-1], features.transpose(1, 2))
+
+    @torch.no_grad()
+    def start_at_(self, sessions: Sequence[Session], bin_size: float, but: Collection[str] = ()) -> None:
+        """Biases at the log of each unit's mean count a bin, so that what is left to learn is how it varies.
+
+        but: names of units that keep theirs.
+        """
+        means = {f"{s.id}/{unit}": rate * bin_size for s in sessions
+                 for unit, rate in zip(s.units["id"], s.rates().tolist(), strict=True)}
+        names = sorted(means.keys() - set(but))
+        weight = self.units.weight
+        weight[self.units.rows(names), -1] = weight.new_tensor([means[name] for name in names]).clamp(min=1e-4).log()
