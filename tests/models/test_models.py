@@ -50,7 +50,7 @@ def trained(name: str, sessions: list[Session], steps: int = 250):
     return model.eval(), parts
 
 
-@pytest.mark.parametrize("name", ["poyo", "gru", "ridge"])
+@pytest.mark.parametrize("name", ["poyo", "gru", "mlp", "ridge"])
 def test_a_model_decodes_held_out_time_far_above_chance(name):
     session = tuned()
     model, (parts,) = trained(name, [session])
@@ -68,7 +68,7 @@ def test_a_model_of_two_sessions_decodes_both(name):
     assert min(found["sessions"].values()) > 0.4
 
 
-@pytest.mark.parametrize("name", ["ridge", "gru"])
+@pytest.mark.parametrize("name", ["ridge", "mlp", "gru"])
 def test_binned_decoders_do_not_see_later_bins(name):
     session = tuned()
     model, _ = trained(name, [session], steps=2)
@@ -135,5 +135,5 @@ def test_unknown_models_and_settings_are_refused():
 @pytest.mark.parametrize("name", ["ridge", "gru"])
 def test_a_session_that_a_model_was_not_built_for_is_refused(name):
     model, _ = trained(name, [tuned()], steps=1)
-    with pytest.raises(UnknownName, match="no session 'other'"):
+    with pytest.raises(UnknownName, match=r"no (session 'other'|unit 'other/u0')"):
         model(Reader([tuned("other")], ("vel",)).read([0], [0.0], model.window))

@@ -13,7 +13,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from workbench.batch import SpikeBatch, Target
-from workbench.errors import BadRecording, UnknownName
+from workbench.errors import BadRecording, UnknownName, WorkbenchError
+from workbench.nn.counts import StandardCounts
+from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 
 
@@ -53,6 +55,25 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
         """Scalars to log; "loss" is the one to minimise."""
         raise TypeError(f"{type(self).__name__} has no loss")
+
+    def extend(self, sessions: Sequence[Session]) -> None:
+        """Rows for the units and sessions that the model has not met; the others keep theirs, to the bit.
+
+        New rows are as random as in a new model. Pass sessions cut to the time that the model may know. A model that
+        keeps more of a session than rows in its vocabularies sets that here too. WorkbenchError for one without any.
+        """
+        words = {"unit": unit_names(sessions), "session": [s.id for s in sessions]}
+        tables = [m for m in self.modules() if isinstance(m, Vocabulary) and m.kind in words]
+        if not tables:
+            raise WorkbenchError(f"model {self.name!r} keeps no rows of units or sessions, so none can be added; build "
+                                 "it for the new session")
+        for table in tables:
+            table.extend(words[table.kind])
+            if f"{table.kind}s" in self._hub_mixin_config:              # what a folder rebuilds the model from
+                self._hub_mixin_config[f"{table.kind}s"] = list(table.words)
+        for module in self.modules():
+            if isinstance(module, StandardCounts):
+                module.measure(sessions, self.bin_size)
 
     def save_pretrained(self, save_directory: str | Path, **options):
         """Write model.safetensors and config.json (settings, and the model's name) into a folder."""

@@ -15,27 +15,28 @@ from torch import Tensor, nn
 from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
 from workbench.losses import window_mse
-from workbench.models.base import Output, SpikeModel, default_bins, known_session, sample_bins, scaling
+from workbench.models.base import Output, SpikeModel, default_bins, sample_bins, scaling, unit_names
+from workbench.nn.counts import StandardCounts
+from workbench.nn.stitcher import ReadIn
 from workbench.session import Session
 
 
 class GRU(SpikeModel):
-    """sessions: their ids; rates: mean counts a bin of their units; bin_size, window, warmup in s."""
+    """units and sessions: names ('<session id>/<unit id>'); bin_size, window, warmup in s."""
 
     name = "gru"
     decodes = True
 
-    def __init__(self, *, sessions: Sequence[str], rates: Sequence[Sequence[float]], target: str, outputs: int,
+    def __init__(self, *, units: Sequence[str], sessions: Sequence[str], target: str, outputs: int,
                  mean: Sequence[float], scale: Sequence[float], bin_size: float = 0.05, window: float = 3.0,
                  warmup: float = 0.5, dim: int = 256, noise: float = 0.3, dropout: float = 0.3):
         super().__init__()
         if window <= warmup:
             raise WorkbenchError(f"windows of {window:g} s leave nothing after a warm-up of {warmup:g} s; give a "
                                  "longer window= or a shorter warmup=")
-        self.sessions, self.target, self.bin_size, self.noise = list(sessions), target, bin_size, noise
-        self.window, self.warmup = window, warmup
-        self.rates = nn.ParameterList(nn.Parameter(torch.tensor(r), requires_grad=False) for r in rates)
-        self.read_in = nn.ModuleList(nn.Linear(len(r), dim) for r in rates)
+        self.target, self.bin_size, self.window, self.warmup = target, bin_size, window, warmup
+        self.standard = StandardCounts(units, noise)
+        self.read_in = ReadIn(units, sessions, dim)
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(dim, dim, batch_first=True)
         self.readout = nn.Linear(dim, outputs)
@@ -48,26 +49,18 @@ class GRU(SpikeModel):
         mean, scale = scaling(sessions, target)
         bin_size = settings.pop("bin_size", None) or default_bins(sessions, target)
         window = settings.pop("window", None) or max(round(3.0 / bin_size), 1) * bin_size
-        return cls(sessions=[s.id for s in sessions], rates=[(s.rates() * bin_size).tolist() for s in sessions],
-                   target=target, outputs=len(mean), mean=mean, scale=scale, bin_size=bin_size, window=window,
-                   **settings)
+        model = cls(units=unit_names(sessions), sessions=[s.id for s in sessions], target=target, outputs=len(mean),
+                    mean=mean, scale=scale, bin_size=bin_size, window=window, **settings)
+        model.standard.measure(sessions, bin_size)
+        return model
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, outputs] at the target's times, read out of the bin that holds each, and states [B, T, D]."""
-        states, _ = self.gru(self.dropout(self._read_in(batch)))
+        counts = self.standard(batch.counts(self.bin_size), batch)
+        states, _ = self.gru(self.dropout(self.read_in(counts, batch)))
         window, bins = sample_bins(batch.targets[self.target], self.bin_size, states.shape[1])
         found = self.readout(self.dropout(states[window, bins]))
         return Output(behavior=found * self.scale + self.mean, latents=states)
-
-    def _read_in(self, batch: SpikeBatch) -> Tensor:
-        counts = batch.counts(self.bin_size).transpose(1, 2)
-        x = counts.new_empty(*counts.shape[:2], self.gru.input_size)
-        for which in batch.session.unique().tolist():
-            i, at = known_session(batch.sessions[which].id, self.sessions), batch.session == which
-            rate = self.rates[i]
-            z = (counts[at, :, :len(rate)] - rate) / rate.clamp(min=1e-2).sqrt()            # unit variance if Poisson
-            x[at] = self.read_in[i](z + self.noise * torch.randn_like(z) if self.training else z)
-        return x
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
         """Mean squared error of the standardised behaviour, after the warm-up."""
