@@ -33,8 +33,11 @@ def write(root: Path, *, seed: int = 0, old_sorter: bool = True) -> SimpleNamesp
         home = alf / probe / "pykilosort"
         # The first release, which a later one replaced in part: other times, other clusters, the same channels.
         save(home, spikes__times=times[:-5] + 1, spikes__clusters=clusters[:-5], spikes__amps=rng.random(595),
-             clusters__channels=np.arange(n)[:, None], clusters__depths=np.linspace(20, 400, n),
-             channels__brainLocationIds_ccf_2017=np.array(regions))
+             clusters__channels=np.arange(n)[:, None], clusters__depths=np.linspace(20, 400, n))
+        if probe == "probe00":  # regions as the sorter's channels have them, or as the probe's final histology has them
+            save(home, channels__brainLocationIds_ccf_2017=np.array(regions))
+        else:
+            save(alf / probe, electrodeSites__brainLocationIds_ccf_2017=np.array(regions))
         save(home / "#2024-05-06#", spikes__times=times, spikes__clusters=clusters)
         save(home / "#2023-01-01#", spikes__times=times[:9], spikes__clusters=clusters[:9])
         order = rng.permutation(n)                                      # metrics are in no order of the clusters

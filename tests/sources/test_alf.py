@@ -110,6 +110,7 @@ def replace(file: Path, values) -> None:
     (lambda home: replace(home / "#2024-05-06#" / "spikes.clusters.npy", np.zeros(7, int)),
      "600 spikes.times and 7 spikes.clusters"),
     (lambda home: replace(home / "#2024-05-06#" / "spikes.clusters.npy", np.full(600, 77)), "names cluster 77"),
+    (lambda home: replace(home / "#2024-05-06#" / "spikes.clusters.npy", np.full(600, -1)), "names cluster -1"),
     (lambda home: replace(home / "channels.brainLocationIds_ccf_2017.npy", np.array([385])), "names channel"),
     (lambda home: replace(home / "#2024-05-06#" / "spikes.times.npy", np.array([{}] * 600)), "Python objects"),
     (lambda home: replace(home / "#2024-05-06#" / "spikes.times.npy", np.arange(600.0) * 3e4), "probably samples"),
@@ -130,3 +131,52 @@ def test_a_folder_that_is_no_recording_and_a_probe_that_is_not_there_are_told(tr
         alf.read(tmp_path / "notes")
     with pytest.raises(UnknownName, match="no probe 'probe7'"):
         alf.read(truth.session, probes=["probe7"])
+
+
+def test_the_electrode_sites_of_a_probe_count_before_the_channels_of_its_sorter(truth):
+    alf_folder.save(truth.alf / "probe00", electrodeSites__brainLocationIds_ccf_2017=np.full(6, 672))
+    units = quietly(alf.read, truth.session).units
+    assert set(units["region"][units["probe"] == "probe00"]) == {"CP"}
+
+
+def test_units_whose_region_no_file_says_are_counted_in_a_warning(truth):
+    (truth.alf / "probe01" / "electrodeSites.brainLocationIds_ccf_2017.npy").unlink()
+    with pytest.warns(UserWarning, match="region of 4 of 10 units"):
+        units = alf.read(truth.session).units
+    assert set(units["region"][units["probe"] == "probe01"]) == {"unknown"}
+
+
+def test_the_folder_of_one_probe_is_read_once_and_not_by_each_of_its_sorters(truth):
+    assert quietly(open_recording, truth.alf / "probe01").units["probe"].tolist() == [""] * 4
+    session = quietly(alf.read, truth.alf / "probe00")
+    assert list(session.units["id"]) == list("012345") and len(session.spike_times) == 600
+
+
+def test_a_folder_of_several_sessions_is_not_merged_into_one(flat):
+    with pytest.raises(BadRecording, match="give the folder of one session"):
+        alf.read(flat.parent)
+
+
+def test_clusters_without_spikes_keep_their_row_and_depth(flat):
+    alf_folder.save(flat, clusters__depths=np.arange(24.0)[:, None])
+    units = quietly(alf.read, flat).units
+    assert len(units) == 24 and units["depth"][20] == 20
+    alf_folder.save(flat, clusters__channels=np.zeros(23, int))
+    with pytest.raises(BadRecording, match=r"clusters\.channels.*different revisions"):
+        alf.read(flat)
+
+
+def test_a_probe_without_quality_labels_is_named_where_labels_are_asked_for(truth):
+    (truth.alf / "probe01" / "pykilosort" / "clusters.metrics.pqt").unlink()
+    with pytest.raises(BadRecording, match=r"probe01 has no quality labels.*min_label=None"):
+        quietly(alf.read, truth.session, min_label=1.0)
+    assert len(quietly(alf.read, truth.session, min_label=1.0, probes=["probe00"]).units) == 4
+
+
+def test_trials_of_a_second_task_and_trials_without_intervals_are_left_out_and_told(truth, flat):
+    alf_folder.save(truth.alf / "task_01", _ibl_trials__intervals=np.array([[60.0, 61]]))
+    with pytest.warns(UserWarning, match="those in alf are read"):
+        assert len(alf.read(truth.session).trials) == 8
+    (flat / "trials.intervals.npy").unlink()
+    with pytest.warns(UserWarning, match=r"no intervals \(only feedbackType\)"):
+        assert not len(alf.read(flat).trials)

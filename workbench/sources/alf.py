@@ -1,7 +1,7 @@
 """A folder of ALF files as a Session: the layout of the International Brain Laboratory, read with numpy and pandas.
 
     alf/probe00/<sorter>/#<revision>#/spikes.times.npy, spikes.clusters.npy → spikes of every probe on one clock
-    clusters.*, channels.brainLocationIds_ccf_2017.npy → units: id <probe>/<cluster>, region, depth, metrics
+    clusters.*, <probe>/electrodeSites.* or <sorter>/channels.* → units: id <probe>/<cluster>, region, depth, metrics
     alf/_ibl_trials.*, _ibl_wheel.*, licks.*, <side>Camera.* → trials, series (`workbench.sources.alf_behavior`)
 
 Names are `_namespace_object.attribute.extension`; of each the newest revision counts. A session folder, its alf folder
@@ -31,6 +31,7 @@ from workbench.sources import alf_behavior
 SORTERS = ("iblsorter", "pykilosort", "")                               # the first of them that a probe has
 OUTSIDE = ("void", "root")                                              # of the Allen tree: not in a brain region
 CLUSTERS = ("channels", "depths", "metrics", "brainLocationAcronyms_ccf_2017")
+REGION_IDS = "brainLocationIds_ccf_2017"                                # one a channel
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NAME = re.compile(rf"(?:_[^_.]+_)?(?P<object>[^_.][^.]*)\.(?P<attribute>[^.]+)(?:\.{UUID})?\.(?:npy|pqt|csv|tsv|ssv)")
 REVISION = re.compile(r"#([^#]*)#")
@@ -80,9 +81,10 @@ class Folder:
 
 
 def recognises(path: Path) -> bool:
-    """Whether the folder is one ALF recording: spikes.times*.npy in it, or at any depth under its alf folder."""
+    """Whether the folder is one ALF recording: spikes.times*.npy in it, in a sorter's folder, or anywhere under alf."""
     inside = path if path.name == "alf" else path / "alf"
-    places = path.glob("spikes.times*.npy"), path.glob("#*#/spikes.times*.npy"), inside.rglob("spikes.times*.npy")
+    direct = ("", "#*#/", *(f"{sorter}/**/" for sorter in SORTERS if sorter))
+    places = [inside.rglob("spikes.times*.npy"), *(path.glob(f"{place}spikes.times*.npy") for place in direct)]
     return any(True for found in places for _ in found)
 
 
@@ -107,6 +109,9 @@ def read(path: str | Path, *, id: str | None = None, probes: list[str] | None = 
     NeedsExtra where a .pqt table is there and pyarrow is not.
     """
     path = folder(path)
+    if not recognises(path):
+        raise BadRecording(f"{path} has no spikes.times*.npy, neither in it nor in a probe folder of alf; give the "
+                           "folder of one session")
     return assemble(Folder(path), id=id or session_id(path), subject=subject(path), probes=probes, sorters=sorters,
                     min_label=min_label, in_brain=in_brain, wheel_rate=wheel_rate)
 
@@ -131,7 +136,8 @@ def assemble(source: Source, *, id: str, subject: str, probes: list[str] | None,
 
     probes: only these (None: all). sorters: which to take where a probe has several, the first found (None: iblsorter,
     pykilosort, the probe's own folder; '' is that folder). min_label: only units with at least this quality label,
-    the share of three criteria passed (0, 1/3, 2/3, 1). in_brain: no units in void and root.
+    the share of three criteria passed (0, 1/3, 2/3, 1). in_brain: no units in void and root; those of unknown region
+    stay, and a warning counts them.
     wheel_rate: samples/s at which the wheel, recorded when it moves, is interpolated.
     """
     chosen = _collections(source, probes, SORTERS if sorters is None else tuple(sorters))
@@ -146,6 +152,10 @@ def assemble(source: Source, *, id: str, subject: str, probes: list[str] | None,
     order = np.argsort(times, kind="stable")
     if why:
         warnings.warn(f"{id}: {why}", stacklevel=3)
+    lost = (units["region"] == "unknown").sum()
+    if lost:
+        warnings.warn(f"{id}: no file says the region of {lost:,} of {len(units):,} units, which is 'unknown'",
+                      stacklevel=3)
     return Session(id=id, subject=subject, spike_times=times[order], spike_units=rows[order].astype(np.int32),
                    units=units[keep], trials=alf_behavior.trials(source), description=why,
                    series=alf_behavior.series(source, wheel_rate))
@@ -156,10 +166,9 @@ def _collections(source: Source, probes: list[str] | None, sorters: tuple[str, .
     found: dict[str, dict[str, str]] = {}
     for collection in source.collections("spikes"):
         parts = [p for p in collection.split("/") if p not in ("alf", "")]
-        found.setdefault(parts[0] if parts else "", {})["/".join(parts[1:])] = collection
-    if not found:
-        raise BadRecording(f"{source.where} has no spikes.times*.npy, neither in it nor in a probe folder of alf; give "
-                           "the folder of one session")
+        if not parts or parts[0] in (*SORTERS, *sorters):               # the folder of one probe was given
+            parts = ["", *parts]
+        found.setdefault(parts[0], {})["/".join(parts[1:])] = collection
     for probe in probes or ():
         if probe not in found:
             raise UnknownName("probe", probe, found, where=source.where)
@@ -191,34 +200,41 @@ def _probe(source: Source, probe: str, collection: str) -> _Probe:
         raise BadRecording(f"{where}: {len(times):,} spikes.times and {len(of):,} spikes.clusters; one of the files is "
                            "of another revision, or was cut short: fetch both again")
     clusters = source.load(collection, "clusters", CLUSTERS)
-    channel = clusters.get("channels")
-    if channel is None:
-        numbers, rows = np.unique(of, return_inverse=True)
-        channel = np.full(len(numbers), -1)
-    else:
-        numbers, rows = np.arange(len(channel)), of.astype(np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(numbers)):
-            raise BadRecording(f"{where}: spikes.clusters names cluster {rows.max()}, but the clusters files have "
+    metrics = clusters.pop("metrics", None)
+    clusters = {name: np.ravel(values) for name, values in clusters.items()}
+    if len({len(values) for values in clusters.values()}) > 1:
+        sizes = ", ".join(f"{len(values):,} clusters.{name}" for name, values in clusters.items())
+        raise BadRecording(f"{where}: {sizes}; the files are of different revisions: fetch them again")
+    if clusters:
+        numbers, rows = np.arange(len(next(iter(clusters.values())))), of.astype(np.int64)
+        odd = rows[(rows < 0) | (rows >= len(numbers))]
+        if len(odd):
+            raise BadRecording(f"{where}: spikes.clusters names cluster {odd[0]}, but the clusters files have "
                                f"{len(numbers)} rows; they are of different revisions")
-    ids = [f"{probe}/{n}" if probe else str(n) for n in numbers]
-    units = pd.DataFrame({"id": ids, "region": _regions(source, collection, clusters, channel, where),
-                          "probe": probe, "cluster": numbers})
-    if len(np.ravel(clusters.get("depths", ()))) == len(units):
-        units["depth"] = np.ravel(clusters["depths"]).astype(np.float64)                    # µm from the tip
-    return _Probe(_with_metrics(units, clusters.get("metrics"), where), times, rows)
+    else:
+        numbers, rows = np.unique(of, return_inverse=True)
+    units = pd.DataFrame({"id": [f"{probe}/{n}" if probe else str(n) for n in numbers],
+                          "region": _regions(source, collection, clusters, len(numbers), where), "probe": probe,
+                          "cluster": numbers})
+    if "depths" in clusters:
+        units["depth"] = clusters["depths"].astype(np.float64)                              # µm from the tip
+    return _Probe(_with_metrics(units, metrics, where), times, rows)
 
 
-def _regions(source: Source, collection: str, clusters: dict, channel: np.ndarray, where: str) -> list[str]:
-    said = clusters.get("brainLocationAcronyms_ccf_2017")
-    if said is not None and len(said) == len(channel):
-        return [str(name) for name in np.ravel(said)]
-    ids = source.load(collection, "channels", ("brainLocationIds_ccf_2017",)).get("brainLocationIds_ccf_2017")
-    if ids is None:                                                     # no histology yet
-        return ["unknown"] * len(channel)
-    channel = np.ravel(channel).astype(np.int64)
+def _regions(source: Source, collection: str, clusters: dict, n: int, where: str) -> list[str]:
+    """One acronym a cluster [n]. The electrode sites of a probe are its final histology, whatever sorted it."""
+    if "brainLocationAcronyms_ccf_2017" in clusters:
+        return [str(name) for name in clusters["brainLocationAcronyms_ccf_2017"]]
+    above = collection.rpartition("/")[0]
+    places = ((above, "electrodeSites"), (collection, "electrodeSites"), (collection, "channels"))
+    found = ((name, source.load(place, name, (REGION_IDS,)).get(REGION_IDS)) for place, name in places)
+    name, ids = next(((name, ids) for name, ids in found if ids is not None), ("", None))
+    if ids is None or "channels" not in clusters:                       # no histology yet
+        return ["unknown"] * n
+    ids, channel = np.ravel(ids), clusters["channels"].astype(np.int64)
     if len(channel) and channel.max() >= len(ids):
-        raise BadRecording(f"{where}: clusters.channels names channel {channel.max()}, but "
-                           f"channels.brainLocationIds_ccf_2017 has {len(ids)} rows; they are of different revisions")
+        raise BadRecording(f"{where}: clusters.channels names channel {channel.max()}, but {name}.{REGION_IDS} has "
+                           f"{len(ids)} rows; they are of different revisions")
     table = acronyms()
     return [table.get(abs(int(ids[c])), "unknown") if c >= 0 else "unknown" for c in channel]   # negative: left side
 
@@ -246,9 +262,12 @@ def _filter(source: Source, units: pd.DataFrame, min_label: float | None, in_bra
     """Which units are kept [N], and a sentence about it; nothing to say where no filter is on."""
     passed = {}
     if min_label is not None:
-        if "label" not in units:
-            raise BadRecording(f"{source.where} has no quality labels (clusters.metrics.pqt with a column label); read "
-                               "it with min_label=None to keep every unit")
+        label = units["label"] if "label" in units else pd.Series(np.nan, units.index)
+        without = units["probe"][label.groupby(units["probe"]).transform("count") == 0].unique()
+        if len(without):
+            raise BadRecording(f"{source.where}: {' and '.join(without) or 'it'} has no quality labels "
+                               "(clusters.metrics.pqt with a column label); name the probes that have in probes=[...], "
+                               "or keep every unit with min_label=None")
         passed[f"label >= {min_label:g}"] = units["label"].to_numpy(np.float64) >= min_label - 1e-6     # 2/3 is rounded
     if in_brain:
         passed["region is not void or root"] = ~units["region"].isin(OUTSIDE).to_numpy()

@@ -23,6 +23,10 @@ CAMERAS = ("left", "right", "body")
 
 def trials(source) -> pd.DataFrame:
     """The table of trials with start and stop in seconds; attributes of two columns [n, 2] become name_0 and name_1."""
+    places = sorted(source.collections("trials"), key=len)
+    if len(places) > 1:
+        warnings.warn(f"{source.where}: there are trials in {', '.join(places)}; those in {places[0]} are read and the "
+                      "others left out", stacklevel=2)
     found = _object(source, "trials")
     columns: dict[str, np.ndarray] = {}
     for name, values in found.items():
@@ -33,6 +37,9 @@ def trials(source) -> pd.DataFrame:
         else:
             columns[name] = np.ravel(values)
     if not {"intervals_0", "intervals_1"} <= set(columns):
+        if columns:
+            warnings.warn(f"{source.where}: the trials have no intervals (only {', '.join(columns)}), and are left out",
+                          stacklevel=2)
         return pd.DataFrame({"start": np.empty(0), "stop": np.empty(0)})
     odd = [f"{name} {len(values):,}" for name, values in columns.items() if len(values) != len(columns["intervals_0"])]
     if odd:

@@ -90,7 +90,7 @@ class _Objects:
         return list(self.one.list_collections(self.eid, filename={"object": object}))
 
     def load(self, collection: str, object: str, attributes: tuple[str, ...] | None = None) -> dict:
-        from one.alf.exceptions import ALFObjectNotFound, ALFWarning
+        from one.alf.exceptions import ALFError, ALFObjectNotFound, ALFWarning
         wanted = {} if attributes is None else {"attribute": list(attributes)}
         online = self.one.mode == "remote"                              # then a damaged file is fetched again
         try:
@@ -99,7 +99,7 @@ class _Objects:
                 return dict(self.one.load_object(self.eid, object, collection=collection, check_hash=online, **wanted))
         except ALFObjectNotFound:
             return {}
-        except (ValueError, OSError, EOFError, AssertionError) as error:
+        except (ALFError, ValueError, OSError, EOFError, AssertionError) as error:
             if isinstance(error, _network_errors()):
                 raise
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
