@@ -191,6 +191,34 @@ def test_sessions_survive_being_saved(tmp_path, make, same):
     same(session, type(session).open(session.save(tmp_path / "copy.h5")))
 
 
+@pytest.mark.parametrize("make", [m2, m1, lambda folder: h2(folder)[0]])
+def test_the_mask_counts_bins_and_needs_no_clock_of_its_own(tmp_path, make):
+    """The evaluator takes the mask by place; whether a file gives it timestamps, or others, changes nothing."""
+    path = make(tmp_path)
+    before = falcon.read(path).get_series("eval_mask")
+    with h5py.File(path, "a") as file:
+        del file["acquisition/eval_mask/timestamps"]
+        start = file["acquisition/eval_mask"].create_dataset("starting_time", data=0.0)
+        start.attrs["rate"], start.attrs["unit"] = 50.0, "seconds"
+    after = falcon.read(path).get_series("eval_mask")
+    np.testing.assert_array_equal(after.times, before.times)
+    np.testing.assert_array_equal(after.values, before.values)
+
+
+def test_text_kept_as_bytes_is_read_as_text(tmp_path):
+    path = h1(tmp_path)
+    with h5py.File(path, "a") as file:
+        file["acquisition/OpenLoopKinematics"].attrs["description"] = np.bytes_(b"tx,ty,tz,rx,g1,g2,g3")
+    assert falcon.read(path).get_series("OpenLoopKinematics").columns[0] == "tx"
+
+
+def test_a_download_that_broke_off_is_one_sentence(tmp_path):
+    for path in (m2(tmp_path), h2(tmp_path)[0]):
+        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+        with pytest.raises(BadRecording, match=r"damaged .*download it again"):
+            falcon.read(path)
+
+
 def test_files_of_other_layouts_are_refused(tmp_path):
     other = write(tmp_path / "other.nwb", started("X", "A", "b"))
     with pytest.raises(BadRecording, match="no file of FALCON's M1, M2, H1 or H2: its acquisition has nothing"):
@@ -199,6 +227,15 @@ def test_files_of_other_layouts_are_refused(tmp_path):
     with h5py.File(broken, "a") as file:
         del file["acquisition/eval_mask"]
     with pytest.raises(BadRecording, match=r"layout of FALCON M2 is incomplete .*eval_mask"):
+        falcon.read(broken)
+    with h5py.File(broken, "a") as file:
+        file["acquisition/eval_mask/data"] = np.ones(BINS - 1, bool)
+    with pytest.raises(BadRecording, match="eval_mask has 599 values for 600 bins"):
+        falcon.read(broken)
+    with h5py.File(broken, "a") as file:
+        del file["acquisition/finger_vel/mrs/data"]
+        file["acquisition/finger_vel/mrs/data"] = np.zeros(3)
+    with pytest.raises(BadRecording, match="finger_vel has no parts of one length"):
         falcon.read(broken)
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
-from pynwb import NWBHDF5IO
 
 from workbench.errors import BadRecording
 from workbench.files import existing
@@ -48,25 +47,26 @@ def read(path: str | Path, *, id: str | None = None) -> Session:
     path = existing(path)
     if not h5py.is_hdf5(path):
         raise BadRecording(f"{path} is not an NWB file of FALCON: it is not HDF5; download it again")
-    with h5py.File(path, "r") as file:
-        signals = file.get("acquisition", {})
-        task = next((task for name, task in TASKS.items() if name in signals), None)
-        if task is None:
-            raise BadRecording(f"{path} is no file of FALCON's M1, M2, H1 or H2: its acquisition has "
-                               f"{', '.join(signals) or 'nothing'}; read it with the loader nwb")
-        try:
+    try:
+        with h5py.File(path, "r") as file:
+            signals = file.get("acquisition", {})
+            task = next((task for name, task in TASKS.items() if name in signals), "")
+            if not task:
+                raise BadRecording(f"{path} is no file of FALCON's M1, M2, H1 or H2: its acquisition has "
+                                   f"{', '.join(signals) or 'nothing'}; read it with the loader nwb")
             series, trials = _kinematics(signals) if task == "H1" else (_series(signals, task), None)
-            binned = signals.get("binned_spikes")
-            counts = (_centres(binned, task), binned["data"][:]) if task == "H2" else None
-        except KeyError as error:
-            raise BadRecording(f"{path}: the layout of FALCON {task} is incomplete ({error.args[0]}); download it "
-                               "again") from None
-    session = _binned(path, *counts) if counts else _sorted(path, task)
+            counts = signals["binned_spikes"]["data"][:] if task == "H2" else None
+    except KeyError as error:
+        raise BadRecording(f"{path}: the layout of FALCON {task} is incomplete ({error.args[0]}); download it "
+                           "again") from None
+    except OSError as error:
+        raise BadRecording(f"{path} is damaged or only a part of the file ({error}); download it again") from None
+    bins = next(iter(series.values())).times
+    session = _sorted(path, task) if counts is None else _binned(path, bins, counts)
     subject, split = _name(path)
     trials = (session.trials if trials is None else trials).assign(split=split)
     session = replace(session, series=series, trials=trials, subject=subject or session.subject,
                       id=id or re.sub(r"^sub-|_behavior\+ecephys$", "", path.stem))
-    bins = next(iter(series.values())).times
     if task == "H1":                                                    # the others say where they were observed
         session = replace(session, intervals=[[bins[0] - BIN / 2, bins[-1] + BIN / 2]])
     return session
@@ -88,12 +88,25 @@ def _series(signals: h5py.Group, task: str) -> dict[str, Series]:
     for name in SIGNALS:
         if name in signals:
             parts = {part: item for part, item in signals[name].items() if isinstance(item, h5py.Group)}
+            if not parts or len({len(part["data"]) for part in parts.values()}) > 1:
+                raise KeyError(f"{name} has no parts of one length")
             first = next(iter(parts.values()))
-            unit = first["data"].attrs.get("unit", "")
             found[name] = Series(_centres(first, task), np.stack([p["data"][:] for p in parts.values()], axis=1),
-                                 unit.decode() if isinstance(unit, bytes) else str(unit), tuple(parts))
-    mask = signals["eval_mask"]
-    return found | {"eval_mask": Series(_centres(mask, task), mask["data"][:].astype(np.uint8)[:, None])}
+                                 _text(first["data"].attrs.get("unit", "")), tuple(parts))
+    bins = next(iter(found.values())).times if found else _centres(signals["binned_spikes"], task)
+    return found | {"eval_mask": _mask(signals, bins)}
+
+
+def _mask(signals: h5py.Group, bins: np.ndarray) -> Series:
+    """Which bins are scored. Its values belong to bins by their place, as the evaluator reads them, not by a clock."""
+    scored = signals["eval_mask"]["data"][:].astype(np.uint8).reshape(-1, 1)
+    if len(scored) != len(bins):
+        raise KeyError(f"eval_mask has {len(scored)} values for {len(bins)} bins")
+    return Series(bins, scored)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _kinematics(signals: h5py.Group) -> tuple[dict[str, Series], pd.DataFrame]:
@@ -106,12 +119,12 @@ def _kinematics(signals: h5py.Group) -> tuple[dict[str, Series], pd.DataFrame]:
     if not abs(step - BIN) < 1e-6:
         raise KeyError(f"a step of {BIN} s between bins; there it is {step:g}")
     times = start + np.arange(len(clock["data"])) * step - BIN / 2
-    columns = tuple(part.strip() for part in str(clock.attrs.get("description", "")).split(","))
+    columns = tuple(part.strip() for part in _text(clock.attrs.get("description", "")).split(","))
     found = {}
     for name in KINEMATICS:
         values = signals[name]["data"][:]
         found[name] = Series(times, values, "", columns if len(columns) == values.shape[1] else ())
-    found["eval_mask"] = Series(times, signals["eval_mask/data"][:].astype(np.uint8).reshape(-1, 1))
+    found["eval_mask"] = _mask(signals, times)
     number = signals["TrialNum/data"][:].ravel()
     first = np.flatnonzero(np.diff(number, prepend=np.nan))
     last = np.append(first[1:], len(number)) - 1
@@ -130,10 +143,7 @@ def _sorted(path: Path, task: str) -> Session:
 
 def _binned(path: Path, centres: np.ndarray, counts: np.ndarray) -> Session:
     """H2: the spikes of a bin are spread evenly over it, since nothing finer is known of them (`resolution`)."""
-    with NWBHDF5IO(path, "r") as io:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                             # of versions of the format
-            file = io.read()
+    with nwb.opened(path) as file:
         trials = nwb_tables.events(file)[0]
         about = {"subject": (file.subject and file.subject.subject_id) or "",
                  "species": (file.subject and file.subject.species) or "",
