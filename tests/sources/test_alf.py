@@ -180,3 +180,10 @@ def test_trials_of_a_second_task_and_trials_without_intervals_are_left_out_and_t
     (flat / "trials.intervals.npy").unlink()
     with pytest.warns(UserWarning, match=r"no intervals \(only feedbackType\)"):
         assert not len(alf.read(flat).trials)
+
+
+def test_the_table_of_trials_has_the_say_over_older_files_beside_it(truth):
+    alf_folder.save(truth.alf, _ibl_trials__intervals=np.zeros((5, 2)), _ibl_trials__choice=np.zeros(5))
+    trials = quietly(alf.read, truth.session).trials
+    assert list(trials["start"]) == list(truth.trials["intervals_0"][:8])
+    assert list(trials["choice"]) == list(truth.trials["choice"][:8])

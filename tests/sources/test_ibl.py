@@ -117,6 +117,16 @@ def test_what_is_not_there_is_told_in_one_sentence(truth, tmp_path, monkeypatch)
     assert "pip install" in told(NeedsExtra, truth.session)
 
 
+def test_a_session_without_its_lab_above_it_is_a_session_and_two_files_of_one_thing_are_told(truth, tmp_path):
+    plain = tmp_path / "mine" / "KS014" / "2019-12-03" / "001"
+    shutil.copytree(truth.session, plain)
+    assert len(quietly(ibl.read, plain).units) == 5
+    metrics = plain / "alf" / "probe00" / "pykilosort" / "clusters.metrics.pqt"
+    pd.read_parquet(metrics).to_csv(metrics.with_suffix(".csv"), index=False)
+    with pytest.raises(BadRecording, match=r"two files hold the same of 'clusters'.*keep the one"):
+        quietly(ibl.read, plain)
+
+
 def test_sessions_of_a_folder_open_by_name_and_are_read_anew_when_a_file_is_revised(truth, tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
     truth.root.rename(tmp_path / "ibl_brain_wide_map")
@@ -155,6 +165,8 @@ class Alyx(BaseHTTPRequestHandler):
             return self.answer({})
         if self.headers.get("Authorization") != "Token t0ken":
             return self.answer({"detail": "no"}, 401)
+        if path == "/me":
+            return self.answer({"username": "me"})
         if path == "/api/schema":
             some = [{"name": n, "schema": {}} for n in ("subject", "date_range", "number", "laboratory", "django")]
             return self.answer({"paths": {"/sessions": {"get": {"parameters": some}},
@@ -259,6 +271,14 @@ def test_without_a_login_the_steps_to_one_are_told(alyx, tmp_path, monkeypatch):
     assert not [p for p in (tmp_path / "files").rglob("*") if p.is_file()]
 
 
+def test_a_token_alone_is_a_login(alyx, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALYX_TOKEN", "t0ken")
+    assert quietly(ibl.fetch, NAME, tmp_path / "files", alyx.url).name == "001"
+    monkeypatch.setenv("ALYX_TOKEN", "old")
+    with pytest.raises(NeedsAccount, match="refused the login"):
+        quietly(ibl.fetch, NAME, tmp_path / "others", alyx.url)
+
+
 def test_an_unknown_session_and_a_silent_server_are_told_apart(alyx, tmp_path, monkeypatch):
     monkeypatch.setenv("ALYX_LOGIN", "me")
     monkeypatch.setenv("ALYX_PASSWORD", "right")
@@ -281,6 +301,8 @@ def test_a_fetch_that_was_cut_is_no_session_and_goes_on(alyx, truth, tmp_path, m
     folder = quietly(ibl.fetch, NAME, tmp_path / "files", alyx.url)
     again = alyx.served[before:]
     assert not any("probe00" in name for name in again) and any("probe01" in name for name in again)
+    before = len(alyx.served)
+    assert quietly(ibl.fetch, NAME, tmp_path / "files", alyx.url) == folder and len(alyx.served) == before
     session = quietly(ibl.read, folder, min_label=None, in_brain=False)
     np.testing.assert_array_equal(spikes(session, "probe01/3"), alf_folder.spikes_of(truth, "probe01", 3))
     assert isinstance(session.units, pd.DataFrame) and folder.name == "001"

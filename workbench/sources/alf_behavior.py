@@ -29,7 +29,7 @@ def trials(source) -> pd.DataFrame:
                       "others left out", stacklevel=2)
     found = _object(source, "trials")
     columns: dict[str, np.ndarray] = {}
-    for name, values in found.items():
+    for name, values in sorted(found.items(), key=lambda item: isinstance(item[1], pd.DataFrame)):      # it has the say
         if isinstance(values, pd.DataFrame):                            # trials.table
             columns |= {str(c): values[c].to_numpy() for c in values}
         elif np.ndim(values) == 2 and np.shape(values)[1] > 1:

@@ -60,7 +60,8 @@ def fetch(session: str, folder: str | Path, url: str = URL) -> Path:
     """Download what `read` needs of one session, `<subject>_<date>_<number>` or its UUID; its folder under `folder`.
 
     An interrupted download goes on where it stopped and is not seen as a session. Raises NeedsAccount with the steps
-    where there is no login or it is refused, NoNetwork, UnknownName for a session that is not there, NeedsExtra.
+    where there is no login or it is refused, NoNetwork, UnknownName for a session that is not there, NeedsExtra. What
+    is under `folder` already stays as it is, and nothing is downloaded for it.
     """
     folder = Path(folder).expanduser().absolute()
     incoming = folder / ".incoming"
@@ -69,14 +70,15 @@ def fetch(session: str, folder: str | Path, url: str = URL) -> Path:
         part.unlink()
     try:
         eid, here = _find(one, session, url)
+        whole = folder / here.relative_to(incoming)
+        if whole.exists():
+            return whole
         # Reading once fetches what reading needs, and shows that it can be read.
         _assembled(one, eid, here, id=session, probes=None, sorters=None, min_label=None, in_brain=False, wheel_rate=50)
     except _network_errors() as error:
         raise _refused(error, url) from None
-    whole = folder / here.relative_to(incoming)
     whole.parent.mkdir(parents=True, exist_ok=True)
-    if not whole.exists():
-        os.replace(here, whole)
+    os.replace(here, whole)
     return whole
 
 
@@ -103,6 +105,9 @@ class _Objects:
             if isinstance(error, _network_errors()):
                 raise
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if "multiple" in said:
+                raise BadRecording(f"{self.where}, {collection}: two files hold the same of {object!r}, such as a .csv "
+                                   "beside a .pqt; keep the one that is meant") from error
             raise BadRecording(f"{self.where}, {collection}: the files of {object!r} cannot be read ({said}); one is "
                                "damaged or cut short: fetch the session again") from error
 
