@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
 from pynwb import NWBHDF5IO, NWBFile, TimeSeries
 from pynwb.behavior import BehavioralTimeSeries
 from pynwb.file import Subject
@@ -325,6 +326,34 @@ def test_a_recording_without_a_session_and_a_session_without_channels_are_refuse
         decoder_of(trained, 1).reset(["sub-N_ses-2020-10-19-Run9_x.nwb"])
     with pytest.raises(BadRecording, match="40 units, but recordings of tag 'Run1' have 96 channels"):
         FalconDecoder(CONFIG, model, "finger_vel", {"Run1": sessions[0].select(np.arange(40))})
+
+
+def test_counts_that_are_not_a_row_a_recording_are_refused(trained):
+    """Rows would otherwise be broadcast: one recording's counts decoded as those of all."""
+    decoder, path = decoder_of(trained, 2), trained[2][0][0]
+    with pytest.raises(BadRecording, match=r"counts \[2, 96\] was shown where 0 recordings.*call reset"):
+        decoder.predict(np.zeros((2, 96), np.uint8))
+    decoder.reset([path, path])
+    with pytest.raises(BadRecording, match=r"counts \[1, 96\] was shown where 2 recordings of 96 channels"):
+        decoder.predict(np.zeros((1, 96), np.uint8))
+
+
+def test_the_batch_goes_to_where_the_model_is(trained):
+    class Elsewhere(torch.nn.Module):
+        window = 1.0
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+        def forward(self, batch):
+            assert batch.times.device == self.weight.device
+            return SimpleNamespace(behavior=torch.zeros(len(batch), 2))
+
+    _, sessions, recordings = trained
+    decoder = FalconDecoder(CONFIG, Elsewhere(), "finger_vel", {"Run1": sessions[0]})
+    decoder.reset([recordings[0][0]])
+    assert decoder.predict(recordings[0][1][:1]).shape == (1, 2)
 
 
 def test_the_evaluator_itself_takes_the_decoder_where_it_is_installed(trained, tmp_path, monkeypatch):

@@ -59,7 +59,11 @@ class FalconDecoder:
         self.history = np.zeros((len(tags), *self.history.shape[1:]), np.int64)
 
     def observe(self, neural_observations: np.ndarray) -> None:
-        """A bin of counts [B, channels] for which no prediction is wanted."""
+        """A bin of counts [B, channels] for which no prediction is wanted. BadRecording for another shape."""
+        shape, wanted = np.shape(neural_observations), (len(self.rows), self.history.shape[2])
+        if shape != wanted or not self.rows:
+            raise BadRecording(f"a bin of counts {list(shape)} was shown where {len(self.rows)} recordings of "
+                               f"{wanted[1]} channels were announced; call reset with one tag a row first")
         self.history = np.roll(self.history, -1, axis=1)
         self.history[:, -1] = neural_observations
 
@@ -67,7 +71,8 @@ class FalconDecoder:
         """Behaviour [B, outputs] at the centre of the new bin, of which these are the counts [B, channels]."""
         self.observe(neural_observations)
         with torch.no_grad():
-            found = self.model(self._batch()).behavior.numpy()
+            device = next(self.model.parameters()).device
+            found = self.model(self._batch().to(device)).behavior.cpu().numpy()
         if found.shape[1] != self._task_config.out_dim:
             raise BadRecording(f"the model predicts {found.shape[1]} columns of {self.target!r} and the task scores "
                                f"{self._task_config.out_dim}; train it on the series that the task asks for")
