@@ -102,7 +102,23 @@ def test_a_silent_unit_is_seen_and_a_missing_one_is_not():
 
 
 def test_an_empty_window_still_gets_an_answer():
-    assert torch.isfinite(small()(read([2], [0.5])).behavior).all()
+    model, batch = small(), read([2, 0], [0.5, 1.0])
+    nobody = batch.keep_units(torch.zeros(len(batch.window_units), dtype=torch.bool))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert torch.isfinite(model(batch).behavior).all() and torch.isfinite(model(nobody).behavior).all()
+
+
+def test_the_ways_with_and_without_gradients_agree():
+    """With them spikes and edges are one sequence; without, their attentions are merged, and edges shared."""
+    model, batch = small(), read([0, 1, 1, 2, 0, 1], [1.0, 2.0, 7.5, 0.5, 3.0, 4.0])
+    some = batch.keep_units(torch.arange(len(batch.window_units)) % 7 > 0)
+    for windows in (batch, some, some.drop(some.windows == 1)):
+        learning = model(windows)
+        with torch.no_grad():
+            told = model(windows)
+        torch.testing.assert_close(told.behavior, learning.behavior, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(told.latents, learning.latents, atol=1e-6, rtol=1e-5)
 
 
 def test_a_unit_never_seen_is_refused_by_name():

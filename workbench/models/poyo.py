@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from workbench.batch import SpikeBatch
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import window_mse
 from workbench.models.base import Output, SpikeModel, sampling_interval, scaling, unit_names
-from workbench.nn.perceiver import CrossAttention, FeedForward, SelfAttention
+from workbench.nn.perceiver import CrossAttention, FeedForward, SelfAttention, Tokens, in_pieces
 from workbench.nn.rotary import RotaryTime
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
@@ -91,34 +92,37 @@ class POYO(SpikeModel):
                                  "build it with window=, or cut windows of its own length")
         latents = self.encode(batch)
         turn = self.rotary(self.latent_times)
-        for attention, ffn in self.blocks:
-            latents = latents + self.dropout(attention(latents, turn))
-            latents = latents + self.dropout(ffn(latents))
+        latents = in_pieces(lambda x: self.process(x, turn), latents)
         return Output(behavior=self.decode(batch, latents, turn) * self.scale + self.mean, latents=latents)
 
     def encode(self, batch: SpikeBatch) -> Tensor:
         """Spikes compressed into latents [B, L, D], before the blocks."""
-        rows, times, sizes, table = self.tokens(batch)
+        table, spikes, edges, group = self.tokens(batch)
         start = self.latents.repeat(len(self.latent_times) // len(self.latents), 1)
-        latents = start + self.encoder.packed(start, self.rotary(self.latent_times), table, rows, self.rotary(times),
-                                              sizes)
-        return latents + self.encoder_ffn(latents)
+        latents = start + self.encoder.packed(start, self.rotary(self.latent_times), table, spikes, edges, group,
+                                              self.rotary)
+        return in_pieces(lambda x: x + self.encoder_ffn(x), latents)
 
-    def tokens(self, batch: SpikeBatch) -> tuple[Tensor, Tensor, list[int], Tensor]:
-        """Packed tokens, a window's spikes, starts, ends: rows [S'] of table [3 × units, D], times [S'], sizes [B]."""
-        spikes, uo = batch.spikes(), batch.unit_offsets
+    def process(self, latents: Tensor, turn: Tensor) -> Tensor:
+        """Latents [B, L, D] after the blocks."""
+        for attention, ffn in self.blocks:
+            latents = latents + self.dropout(attention(latents, turn))
+            latents = latents + self.dropout(ffn(latents))
+        return latents
+
+    def tokens(self, batch: SpikeBatch) -> tuple[Tensor, Tokens, Tokens, list[int]]:
+        """Table [3 × units, D], spikes a window, starts and ends once for all windows of the same units, group [B]."""
+        spikes, uo = batch.spikes(), batch.unit_offsets.tolist()
         distinct, unit = self.units.unit_rows(batch).unique(return_inverse=True)
         table = (self.units(distinct)[:, None] + self.types[:END + 1]).flatten(0, 1)
-        window = torch.repeat_interleave(uo.diff())
-        edge = batch.offsets[1:][window] + torch.arange(len(unit), device=batch.device)
-        place = torch.cat([torch.arange(len(spikes.times), device=batch.device) + 2 * uo[spikes.windows],
-                           edge + uo[window], edge + uo[window + 1]])
-        rows = place.new_empty(len(place))
-        rows[place] = torch.cat([3 * unit[spikes.units] + SPIKE, 3 * unit + START, 3 * unit + END])
-        times = batch.times.new_zeros(len(place))
-        times[place[:len(spikes.times)]] = batch.times
-        times[edge + uo[window + 1]] = batch.duration
-        return rows, times, (batch.offsets + 2 * uo).diff().tolist(), table
+        lists, group = [], []
+        for units in unit.split([last - first for first, last in pairwise(uo)]):
+            group.append(next((i for i, known in enumerate(lists) if torch.equal(units, known)), len(lists)))
+            lists += [units] if group[-1] == len(lists) else []
+        rows = [torch.cat([3 * units + START, 3 * units + END]) for units in lists]
+        times = [batch.times.new_tensor([0, batch.duration]).repeat_interleave(len(units)) for units in lists]
+        return (table, Tokens(3 * unit[spikes.units] + SPIKE, batch.times, batch.offsets.diff().tolist()),
+                Tokens(torch.cat(rows), torch.cat(times), [len(r) for r in rows]), group)
 
     def decode(self, batch: SpikeBatch, latents: Tensor, turn: Tensor) -> Tensor:
         """Standardised behaviour [Q, outputs] at the target's times, one query a time, its session's embedding."""
