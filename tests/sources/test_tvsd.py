@@ -185,6 +185,20 @@ def test_normalisation_knows_training_presentations_alone(tmp_path):
     assert one[~train].std() > 5 and session.get_series("mua").unit == "MUA (train)"
 
 
+def test_a_dead_channel_and_a_missing_presentation_spoil_nothing_else(tmp_path):
+    about = table()
+    recorded = mua(about)
+    recorded[100] = 7.0                                                 # of physical channel 101
+    lost = int(np.flatnonzero(about[:, 1] > 0)[0])
+    recorded[200, lost] = np.nan                                        # of physical channel 201
+    session = tvsd.read(trials(tmp_path, recorded=recorded))
+    found = session.get_series("mua").values.reshape(len(about), 15, 1024)
+    assert (found[..., 101] == 0).all()
+    assert np.isnan(found[lost, :, 201]).all() and np.isfinite(np.delete(found[..., 201], lost, axis=0)).all()
+    known = (about[:, 1] > 0) & (about[:, -1] == about[lost, -1]) & (np.arange(len(about)) != lost)
+    np.testing.assert_allclose([found[known][..., 201].mean(), found[known][..., 201].std()], [0, 1], atol=1e-3)
+
+
 def test_a_day_of_test_alone_cannot_be_normalised(tmp_path):
     about = table()
     about[about[:, 2] > 0, -1] = 9
@@ -217,6 +231,18 @@ def test_without_being_asked_for_there_are_no_events(tmp_path):
 
 
 # What goes wrong
+
+
+def test_a_monkey_is_known_from_inside_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(trials(tmp_path).parent)
+    assert tvsd.read("THINGS_MUA_trials.mat", bin_size=0.1).subject == "N"
+
+
+def test_a_download_that_broke_off_is_one_sentence(tmp_path):
+    path = trials(tmp_path)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    with pytest.raises(BadRecording, match=r"only a part of the file .*download it again"):
+        tvsd.read(path)
 
 
 def test_files_that_are_not_as_released_are_refused(tmp_path):

@@ -12,7 +12,8 @@ Two macaques, F and N, with 16 arrays of 64 channels each. The files have no clo
 in the order of their rows, so that times within a presentation are true and times between presentations are not.
 
 The released normalisation takes the mean and sd of each channel and day from that day's *test* presentations, which
-leaks the test set and cannot be undone in normMUA. Trials are normalised here by training presentations alone.
+leaks the test set and cannot be undone in normMUA. Trials are normalised here by training presentations alone. The
+column `reliability` of the unit table is measured on the test's repeats: channels chosen by it are chosen by the test.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -53,7 +55,7 @@ def read(path: str | Path, *, id: str | None = None, monkey: str | None = None, 
     `stimuli.image` counts the pictures of things_imgs.mat from 0, first those of training, then those of the test.
     Raises BadRecording for another layout, a channel map that is not its own inverse, or a day without training.
     """
-    path = existing(path)
+    path = existing(path).absolute()
     monkey = monkey or next((m[1] for part in path.parts[::-1] if (m := re.search(r"monkey[ _]?([FN])$", part))), None)
     if monkey not in AREAS:
         raise BadRecording(f"{path}: whose is it? keep it in a folder monkeyF or monkeyN, or give monkey='F' or 'N', "
@@ -61,7 +63,7 @@ def read(path: str | Path, *, id: str | None = None, monkey: str | None = None, 
     if not h5py.is_hdf5(path):
         raise BadRecording(f"{path} is not a MATLAB 7.3 file, as all of TVSD's recordings are; download it again")
     images = _images(_beside(path, IMAGES))
-    with h5py.File(path, "r") as file:
+    with _opened(path) as file:
         released = "train_MUA" in file
         if not released and "ALLMUA" not in file:
             raise BadRecording(f"{path} is neither THINGS_normMUA.mat (train_MUA) nor THINGS_MUA_trials.mat (ALLMUA); "
@@ -94,6 +96,15 @@ def read(path: str | Path, *, id: str | None = None, monkey: str | None = None, 
                    spike_times=spikes[0], spike_units=spikes[1],
                    series={"mua": Series(times, values, f"MUA ({kind})", tuple(ids))},
                    species="Macaca mulatta", dataset="tvsd", resolution=0.001 if events is not None else 0.0)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        raise BadRecording(f"{path} is damaged or only a part of the file ({error}); download it again") from None
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -172,27 +183,23 @@ def _stimuli(images: list[pd.DataFrame], train: np.ndarray, test: np.ndarray, on
 
 def _released(file: h5py.File, path: Path, images: list[pd.DataFrame]) -> tuple:
     n, m = map(len, images)
-    values = [_get(file, path, "train_MUA", (n, CHANNELS))[:]]
     repeats = _get(file, path, "test_MUA_reps", (None, m, CHANNELS))[:]
-    values = np.concatenate([*values, repeats.reshape(-1, CHANNELS)]).astype(np.float32)
+    values = np.concatenate([_get(file, path, "train_MUA", (n, CHANNELS))[:], *repeats]).astype(np.float32)
     onset = np.arange(len(values)) * EVERY
     again = np.arange(len(repeats) * m)
     zeros = np.zeros(n, np.int64)
     stimuli = _stimuli(images, np.r_[np.arange(n) + 1, 0 * again], np.r_[zeros, again % m + 1], onset, path,
                        rep=np.r_[zeros + 1, again // m + 1])
-    metrics = {"reliability": _mean(file, path, "reliab"), "snr": _mean(file, path, "SNR")}
-    none = np.empty(0), np.empty(0, np.int32)
-    return (onset + SHOWN / 2, values, stimuli, np.stack([onset, onset + SHOWN], 1), none,
-            {name: column for name, column in metrics.items() if column is not None})
+    called = {"reliability": "reliab", "snr": "SNR"}
+    metrics = {name: _mean(file, path, theirs) for name, theirs in called.items() if theirs in file}
+    return (onset + SHOWN / 2, values, stimuli, np.stack([onset, onset + SHOWN], 1),
+            (np.empty(0), np.empty(0, np.int32)), metrics)
 
 
-def _mean(file: h5py.File, path: Path, name: str) -> np.ndarray | None:
+def _mean(file: h5py.File, path: Path, name: str) -> np.ndarray:
     """The mean over pairs of repeats, or days, of a quality metric [1024]."""
-    if name not in file:
-        return None
-    values = _get(file, path, name, (None, CHANNELS))[:]
-    known = np.isfinite(values)
-    return np.where(known, values, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+    n, total, _ = _sums(_get(file, path, name, (None, CHANNELS))[:][None])
+    return total / np.where(n > 0, n, np.nan)
 
 
 def _trials(file: h5py.File, path: Path, images: list[pd.DataFrame], areas: np.ndarray, bin_size: float | None,
@@ -218,25 +225,24 @@ def _trials(file: h5py.File, path: Path, images: list[pd.DataFrame], areas: np.n
             raise BadRecording(f"{path}: day {bare[0]} has fewer than two training presentations, so nothing but the "
                                "test could normalise it; read it with normalise='none' and without events")
     values, centres = None, None
-    sums = np.zeros((2, len(days), CHANNELS))
+    of_values, of_samples = (np.zeros((3, len(days), CHANNELS)) for _ in range(2))
     for rows, block in _blocks(mua, order):
         small, centres = _reduced(block, clock, step, areas, bin_size, path)
         if values is None:
             values = np.empty((mua.shape[1], *small.shape[1:]), np.float32)
         values[rows] = small
-        if events is not None:
-            for i in np.unique(which[rows][train[rows]]):
-                part = block[:, (which[rows] == i) & train[rows]].astype(np.float64)
-                sums[:, i] += part.sum((0, 1)), (part ** 2).sum((0, 1))
+        for i in np.unique(which[rows][train[rows]]):
+            known = (which[rows] == i) & train[rows]
+            of_values[:, i] += _sums(small[known])
+            if events is not None:
+                of_samples[:, i] += _sums(block[:, known])
     if normalise:
-        for i in range(len(days)):
-            known = values[(which == i) & train].astype(np.float64)
-            values[which == i] = (values[which == i] - known.mean((0, 1))) / _sd(known.std((0, 1)))
+        mean, sd = (m.astype(np.float32) for m in _mean_and_sd(of_values))
+        for row, i in enumerate(which):                                 # in place: the values are 1.6 GB
+            values[row] = (values[row] - mean[i]) / sd[i]
     spikes = np.empty(0), np.empty(0, np.int32)
     if events is not None:
-        many = np.bincount(which[train], minlength=len(days))[:, None] * len(clock)
-        mean = sums[0] / many
-        sd = _sd(np.sqrt(np.maximum(sums[1] / many - mean ** 2, 0)))
+        mean, sd = _mean_and_sd(of_samples)
         spikes = _events(mua, order, (mean + events * sd)[which], onset, clock)
     times = (onset[:, None] + centres / 1000).ravel()
     intervals = np.stack([start, start + len(clock) * step / 1000], 1)
@@ -262,13 +268,23 @@ def _reduced(block: np.ndarray, clock: np.ndarray, step: float, areas: np.ndarra
     if samples < 1 or abs(samples * step - bin_size * 1000) > 1e-6 or len(clock) % samples:
         raise BadRecording(f"{path}: bins of {bin_size:g} s do not divide the {len(clock) * step:g} ms of a "
                            "presentation; give 0.001, 0.01, 0.02 or another divisor")
-    means = block.reshape(-1, samples, *block.shape[1:]).mean(1).transpose(1, 0, 2)
-    return means, clock[::samples] + samples * step / 2
+    means = block.reshape(-1, samples, *block.shape[1:]).mean(1)
+    return means.transpose(1, 0, 2), clock[::samples] + samples * step / 2
 
 
-def _sd(values: np.ndarray) -> np.ndarray:
-    """For division: a channel that never changes is not divided."""
-    return np.where(values > 0, values, 1.0)
+def _sums(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many values [a, b, 1024] of each channel are finite, their sum and the sum of their squares."""
+    known = np.isfinite(values)
+    values = np.where(known, values, 0).astype(np.float64)
+    return known.sum((0, 1)), values.sum((0, 1)), (values ** 2).sum((0, 1))
+
+
+def _mean_and_sd(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each day and channel, from `_sums`. A channel that never changes, to rounding, has an sd of 1: not divided."""
+    n, total, squares = np.maximum(sums[0], 1), sums[1], sums[2]
+    mean = total / n
+    variance = squares / n - mean ** 2
+    return mean, np.where(variance > 1e-12 * squares / n, np.sqrt(np.maximum(variance, 0)), 1.0)
 
 
 def _events(mua: h5py.Dataset, order: np.ndarray, threshold: np.ndarray, onset: np.ndarray,
