@@ -10,15 +10,19 @@
         stop: t_off
         series: ["hand_vel = kin.v @ kin.t [cm/s]"]    optional: name = values @ times [unit of measure]
 
-A path names struct fields with dots. Files of version 5 to 7 are read by scipy, of version 7.3 (HDF5) by h5py; both
-become the same plain values: cell → list, struct → dict, struct array → dict of lists, char → text.
+A path names struct fields with dots; variables that no path names are not read. Files of version 5 to 7 are read by
+scipy, of version 7.3 (HDF5) by h5py; both become the same plain values: cell → list (of more than a row or a column:
+list of rows), struct → dict, struct array → dict of lists, char → text. What only MATLAB can read (string, table,
+datetime) is told where a path leads to it.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -39,18 +43,21 @@ def read(path: str | Path, *, spikes: str, time_unit: str, sampling_rate: float 
     """The session in a .mat file, of which every part is named by its path in the file.
 
     spikes: a cell with one list of times a unit or, with `spike_units`, one list of all times; spike_units: then the
-    number of the unit of each. time_unit: of all times in the file, trials and series too. ids, regions: one a unit,
+    number of the unit of each. time_unit: of the spikes, of start and stop of trials, and of the times of series; other
+    columns of trials stay as they are, those of k values a trial become name_0 to name_k-1. ids, regions: one a unit,
     in the order of the cell or of the numbers of the units. The rest as in the head of this module.
 
-    Raises BadRecording for a file that is not MATLAB's, a path that is not in it (with what is there), and values
-    that are not what the mapping says.
+    Trials without a start or a stop, and fields of trials that are no columns, are left out with a warning. Raises
+    BadRecording for a file that is not MATLAB's, a path that is not in it (with what is there), and values that are
+    not what the mapping says.
     """
     path = existing(path)
     scale = _scale(time_unit, sampling_rate)
     content = _File(path)
     times, rows, names = _spikes(content, spikes, spike_units)
+    areas = [""] * len(names) if regions is None else content.texts(regions, len(names))
     units = pd.DataFrame({"id": names if ids is None else content.texts(ids, len(names)),
-                          "region": "unknown" if regions is None else content.texts(regions, len(names))})
+                          "region": [area or "unknown" for area in areas]})
     order = np.argsort(times, kind="stable")
     return Session(
         id=id or path.stem, spike_times=times[order] / scale, spike_units=rows[order], units=units,
@@ -78,7 +85,11 @@ def _spikes(content: _File, path: str, unit_path: str | None) -> tuple[np.ndarra
             raise BadRecording(f"{content.file}: {len(times):,} times in {path} and {len(of):,} units in {unit_path}; "
                                "they must be as many")
         numbers, rows = np.unique(of, return_inverse=True)
-        return times, rows.astype(np.int32), [f"{n:g}" for n in numbers]
+        return times, rows.astype(np.int32), [_name(n) for n in numbers]
+    if isinstance(value, np.ndarray) and "." in path:                   # a struct array of one is a struct
+        warnings.warn(f"{content.file}: {path} is one list of times, so it is taken for one unit; if it holds the "
+                      "times of all units, name the unit of each in spike_units", stacklevel=3)
+        value = [value]
     if not isinstance(value, list):
         raise BadRecording(f"{content.file}: {path} is {_kind(value)}, not a cell with one list of times a unit; if it "
                            "holds the times of all units, name the unit of each in spike_units")
@@ -99,26 +110,48 @@ def _trials(content: _File, path: str | None, start: str, stop: str, scale: floa
                 raise BadRecording(f"{content.file}: {path} has no field {name!r}, which the mapping says is the start "
                                    f"or stop of trials; it has {', '.join(value)}")
         columns = {"start": content.vector(f"{path}.{start}"), "stop": content.vector(f"{path}.{stop}")}
-        more = {n: _column(v, len(columns["start"])) for n, v in value.items() if n not in (start, stop)}
-        columns |= {n: v for n, v in more.items() if v is not None and n not in columns}
+        more = {name: _columns(name, v, len(columns["start"])) for name, v in value.items()
+                if name not in (start, stop, *columns)}
+        lost = [name for name, parts in more.items() if not parts]
+        if lost:
+            warnings.warn(f"{content.file}: {', '.join(lost)} in {path} have not one value for each of the "
+                          f"{len(columns['start'])} trials, and are left out", stacklevel=3)
+        columns |= {name: part for parts in more.values() for name, part in parts.items()}
     else:
         raise BadRecording(f"{content.file}: {path} is {_kind(value)}; trials are a struct of columns, or a matrix "
                            "[n, 2] of start and stop")
     if len(columns["start"]) != len(columns["stop"]):
         raise BadRecording(f"{content.file}: {len(columns['start'])} starts and {len(columns['stop'])} stops in {path}")
     table = pd.DataFrame(columns)
-    return table.assign(start=table["start"] / scale, stop=table["stop"] / scale).sort_values(
-        "start", kind="stable", ignore_index=True)
+    table = table.assign(start=table["start"] / scale, stop=table["stop"] / scale)
+    whole = np.isfinite(table["start"]) & np.isfinite(table["stop"])
+    if not whole.all():
+        warnings.warn(f"{content.file}: {(~whole).sum():,} of {len(table):,} trials in {path} have no start or no stop "
+                      "and are left out", stacklevel=3)
+    if (table["stop"] < table["start"]).any():
+        raise BadRecording(f"{content.file}: a trial in {path} stops before it starts; check which is start and which "
+                           "is stop, and that stop is a time and not a duration")
+    return table[whole].sort_values("start", kind="stable", ignore_index=True)
+
+
+def _columns(name: str, value: Any, n: int) -> dict[str, list | np.ndarray]:
+    """A field of trials as one column, or as one for each of its k values a trial; nothing if it has no such shape."""
+    if isinstance(value, np.ndarray) and value.ndim == 2 and len(value) == n and value.shape[1] > 1:
+        return {f"{name}_{k}": value[:, k] for k in range(value.shape[1])}
+    column = _column(value, n)
+    return {} if column is None else {name: column}
 
 
 def _column(value: Any, n: int) -> list | np.ndarray | None:
-    """A field of trials as one value a trial; None for what has no such shape."""
+    """One value for each of n; an empty one is NaN. None for what has no such shape."""
+    if isinstance(value, str):
+        return [value] if n == 1 else None
     if isinstance(value, np.ndarray):
         return value.ravel() if value.size == n else None
     if not isinstance(value, list) or len(value) != n:
         return None
-    flat = [v if isinstance(v, str) else v.ravel()[0] if isinstance(v, np.ndarray) and v.size == 1 else None
-            for v in value]
+    flat = [v if isinstance(v, str) else None if not isinstance(v, np.ndarray) or v.size > 1
+            else v.ravel()[0] if v.size else np.nan for v in value]
     return None if any(v is None for v in flat) else flat
 
 
@@ -137,25 +170,40 @@ def _series(content: _File, wanted: list[str], scale: float) -> dict[str, Series
 
 
 class _File:
-    """The variables of a .mat file of any version as plain values."""
+    """The variables of a .mat file of any version as plain values, each read when a path leads into it."""
 
     def __init__(self, path: Path):
-        self.file = path
+        self.file, self.hdf5 = path, h5py.is_hdf5(path)
+        self.read: dict[str, Any] = {}
+        self.names = self._told(self._names)
+
+    def _names(self) -> list[str]:
+        if not self.hdf5:
+            return [name for name, *_ in scipy.io.whosmat(self.file) if not name.startswith("__")]
+        with h5py.File(self.file, "r") as file:
+            return [name for name in file if not name.startswith("#")]
+
+    def _variable(self, name: str) -> Any:
+        if not self.hdf5:
+            # mat_dtype: MATLAB packs doubles that are small whole numbers as bytes, which would wrap at 256.
+            return _from_v5(scipy.io.loadmat(self.file, mat_dtype=True, variable_names=[name])[name])
+        with h5py.File(self.file, "r") as file:
+            return _from_hdf5(file, file[name])
+
+    def _told(self, read: Callable, *args) -> Any:
         try:
-            if h5py.is_hdf5(path):
-                with h5py.File(path, "r") as file:
-                    self.values = {name: _from_hdf5(file, file[name]) for name in file if not name.startswith("#")}
-            else:
-                raw = scipy.io.loadmat(path, mat_dtype=False)
-                self.values = {name: _from_v5(value) for name, value in raw.items() if not name.startswith("__")}
+            return read(*args)
         except Exception as error:
-            said = str(error).strip().splitlines()
-            raise BadRecording(f"{path} cannot be read as a MATLAB file ({said[0] if said else type(error).__name__}); "
-                               "it is damaged, or not one") from error
+            said = [*str(error).strip().splitlines(), type(error).__name__][0]
+            raise BadRecording(f"{self.file} cannot be read as a MATLAB file ({said}); it is damaged, or not one"
+                               ) from error
 
     def at(self, path: str) -> Any:
         """The value at `a.b.c`."""
-        value: Any = self.values
+        first = path.split(".")[0]
+        if first in self.names and first not in self.read:
+            self.read[first] = self._told(self._variable, first)
+        value: Any = dict.fromkeys(self.names) | self.read
         for i, name in enumerate(path.split(".")):
             if not isinstance(value, dict) or name not in value:
                 where = ".".join(path.split(".")[:i])
@@ -176,19 +224,34 @@ class _File:
     def texts(self, path: str, n: int) -> list[str]:
         """One text a unit [n]; numbers become text."""
         value = self.at(path)
-        value = [value] if isinstance(value, str) else _column(value, n)
+        value = _column(value, n)
         if value is None or len(value) != n:
-            raise BadRecording(f"{self.file}: {path} has not one text or number for each of the {n} units")
-        return [v.strip() if isinstance(v, str) else f"{float(v):g}" for v in value]
+            raise BadRecording(f"{self.file}: {path} is {_kind(self.at(path))}, not one text or number for each of the "
+                               f"{n} units")
+        return [v.strip() if isinstance(v, str) else _name(v) for v in value]
+
+
+def _name(number: float) -> str:
+    """4.0 → '4', and 20160626.0 → '20160626'; nothing for NaN."""
+    return "" if np.isnan(number) else str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def _numbers(value: Any, file: Path, path: str) -> np.ndarray:
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf" or (value.size and 1 not in value.shape):
+    if (not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf"
+            or value.size not in (0, max(value.shape, default=1))):
         raise BadRecording(f"{file}: {path} is {_kind(value)}, not one list of numbers")
     return value.ravel().astype(np.float64)
 
 
+class _Object(NamedTuple):
+    """A value of a class whose content only MATLAB knows."""
+
+    kind: str
+
+
 def _kind(value: Any) -> str:
+    if isinstance(value, _Object):
+        return f"a {value.kind} of MATLAB, which nothing else reads (save it as char, cell, struct or double)"
     if isinstance(value, dict):
         return f"a struct with {', '.join(value)}"
     if isinstance(value, list):
@@ -197,11 +260,13 @@ def _kind(value: Any) -> str:
 
 
 def _from_v5(value: Any) -> Any:
+    if isinstance(value, scipy.io.matlab.MatlabOpaque):
+        return _Object(bytes(value["s2"].ravel()[0]).decode())
     if isinstance(value, np.ndarray) and value.dtype.names:
-        items = [{name: _from_v5(item[name]) for name in value.dtype.names} for item in value.ravel(order="F")]
-        return items[0] if len(items) == 1 else {name: [item[name] for item in items] for name in value.dtype.names}
+        fields = {name: value[name] for name in value.dtype.names}      # object arrays, as cells are
+        return {name: _from_v5(of.ravel()[0] if value.size == 1 else of) for name, of in fields.items()}
     if isinstance(value, np.ndarray) and value.dtype == object:
-        return [_from_v5(item) for item in value.ravel(order="F")]
+        return _cell(value, _from_v5)
     if isinstance(value, np.ndarray) and value.dtype.kind == "U":
         return "" if not value.size else str(value.ravel()[0]) if value.size == 1 else [str(v) for v in value.ravel()]
     return value if isinstance(value, np.ndarray) else np.asarray(value)
@@ -211,12 +276,21 @@ def _from_hdf5(file: h5py.File, node: h5py.Group | h5py.Dataset) -> Any:
     if isinstance(node, h5py.Group):
         return {name: _from_hdf5(file, node[name]) for name in node}
     kind = node.attrs.get("MATLAB_class", b"").decode()
+    if "MATLAB_object_decode" in node.attrs:
+        return _Object(kind)
     if node.attrs.get("MATLAB_empty", 0):
         return "" if kind == "char" else [] if kind == "cell" else np.empty((0, 0))
     if node.dtype == h5py.ref_dtype:
-        return [_from_hdf5(file, file[ref]) for ref in node[()].ravel()]        # axes are reversed: MATLAB's order
+        return _cell(node[()].T, lambda ref: _from_hdf5(file, file[ref]))       # axes are reversed
     values = node[()].T
     if kind == "char":
         rows = ["".join(map(chr, row)) for row in np.atleast_2d(values)]
         return rows[0] if len(rows) == 1 else rows
     return values
+
+
+def _cell(items: np.ndarray, plain: Callable) -> list:
+    """A list of what is in a row or a column; of more, a list of rows."""
+    if items.size in (0, max(items.shape, default=1)):
+        return [plain(item) for item in items.ravel()]
+    return [_cell(row, plain) for row in items]
