@@ -1,5 +1,6 @@
 """What tests of file formats share: a session with everything in it, and what it means that two are the same."""
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,3 +106,20 @@ def same():
 @pytest.fixture
 def make_session():
     return full_session
+
+
+@pytest.fixture
+def touched(monkeypatch) -> list[str]:
+    """The names of the HDF5 datasets that were read, in part or whole, once for each time."""
+    names = []
+
+    def noted(original):
+        def read(self, *args, **options):
+            names.append(self.name.rpartition("/")[2])
+            return original(self, *args, **options)
+
+        return read
+
+    for way in ("__getitem__", "__array__"):
+        monkeypatch.setattr(h5py.Dataset, way, noted(getattr(h5py.Dataset, way)))
+    return names

@@ -16,7 +16,7 @@ from pynwb.behavior import BehavioralTimeSeries, CompassDirection, Position, Pup
 from pynwb.ecephys import ElectricalSeries
 from pynwb.file import Subject
 from pynwb.image import GrayscaleImage, ImageSeries, IndexSeries
-from pynwb.ophys import DfOverF, ImageSegmentation, OpticalChannel, RoiResponseSeries
+from pynwb.ophys import DfOverF, Fluorescence, ImageSegmentation, OpticalChannel, RoiResponseSeries
 
 from workbench.errors import BadRecording, CannotWrite, UnknownName
 from workbench.session import Session
@@ -163,6 +163,29 @@ def test_the_region_comes_from_a_column_of_the_units(store, column):
     assert session.units["region"].tolist() == ["V1", "LM", "AL"] and session.units["snr"].tolist() == [1, 2, 3]
 
 
+def test_an_area_in_numbers_is_a_metric_and_no_region(store):
+    nwb = lab_file()
+    add_electrodes(nwb)
+    units = Session.from_nwb(store(add_units(nwb, electrodes=[[0], [1], [2]], area=[12.5, 8.0, 9.0]))).units
+    assert units["region"].tolist() == ["CA1", "CA3", "CA3"] and units["area"].tolist() == [12.5, 8, 9]
+
+
+def test_places_in_text_of_fixed_length_are_text(store):
+    nwb = lab_file()
+    add_electrodes(nwb)
+    path = store(add_units(nwb, electrodes=[[0], [1], [2]]))
+    with h5py.File(path, "r+") as file:
+        group = file["general/extracellular_ephys"]
+        group["shank"].attrs["location"] = np.bytes_("CA3")
+        about = dict(group["electrodes/location"].attrs)
+        del group["electrodes/location"]
+        group["electrodes"].create_dataset("location", data=np.array([b"CA1", b"none", b""])).attrs.update(about)
+        del file["identifier"]
+        file["identifier"] = np.bytes_("mouse-8")
+    session = Session.from_nwb(path)
+    assert session.id == "mouse-8" and session.units["region"].tolist() == ["CA1", "CA3", "CA3"]
+
+
 def test_the_region_comes_from_the_electrode_and_then_from_its_group(store):
     nwb = lab_file()
     add_electrodes(nwb)
@@ -200,6 +223,14 @@ def test_scalar_columns_are_metrics_and_ragged_ones_stay_behind(store):
     assert units["heldout"].dtype == bool and "amplitudes" not in units and "spike_times" not in units
 
 
+def test_waveforms_by_any_name_are_never_read(store, touched):
+    nwb = add_units(lab_file(), region=["a"] * 3, mean_wave=[np.ones(82)] * 3, spread=[np.ones(2)] * 3)
+    path = store(nwb)
+    touched.clear()
+    assert {"spread_0", "spread_1"} < set(Session.from_nwb(path).units)
+    assert "spike_times" in touched and "spread" in touched and "mean_wave" not in touched
+
+
 def test_the_session_is_valid_where_the_units_were_observed(store):
     nwb = add_units(
         lab_file(),
@@ -234,6 +265,17 @@ def test_trials_keep_their_columns_and_lists_are_named_in_a_warning(store):
         trials = Session.from_nwb(store(nwb)).trials
     assert trials[["start", "stop"]].to_numpy().tolist() == [[0, 2], [3, 5]] and trials["result"].tolist() == ["R", "F"]
     assert trials["target_pos_1"].tolist() == [0, -1]
+
+
+def test_tables_of_intervals_beside_the_trials_are_named_in_a_warning(store):
+    nwb = add_units(lab_file(), region=["a"] * 3)
+    nwb.add_trial(start_time=0.0, stop_time=np.nan)                     # one that was broken off
+    nwb.create_time_intervals(name="licks", description="d").add_row(start_time=0.1, stop_time=0.2)
+    nwb.create_time_intervals(name="rewards", description="d")          # none was given
+    nwb.add_epoch(start_time=0.0, stop_time=1.0, tags=["day"])
+    with pytest.warns(UserWarning, match=r"that are no trials are left out: epochs, licks$"):
+        trials = Session.from_nwb(store(nwb)).trials
+    assert trials["start"].tolist() == [0] and trials["stop"].isna().all()
 
 
 def test_without_trials_every_table_of_intervals_is_kept(store):
@@ -291,6 +333,19 @@ def test_signals_are_found_wherever_they_lie_and_scaled(store):
     assert list(Session.from_nwb(path, series=["sync"]).series) == ["sync"]
     with pytest.raises(UnknownName, match=r"no series 'hand_vel' in mouse-7_day-1; did you mean hand_pos"):
         Session.from_nwb(path, series=["hand_vel"])
+
+
+def test_a_raw_voltage_with_timestamps_is_left_out_as_one_with_a_rate_is(store, touched):
+    times = np.arange(3000) / 30_000
+    nwb = add_units(lab_file(), region=["a"] * 3)
+    nwb.add_acquisition(TimeSeries(name="sync", data=times, unit="V", timestamps=times))
+    nwb.add_acquisition(TimeSeries(name="slow", data=times, unit="V", timestamps=times * 100))
+    nwb.add_acquisition(TimeSeries(name="pulses", data=[1.0, 2.0, 3.0], unit="V", timestamps=[0.1, 0.10001, 9.0]))
+    path = store(nwb)
+    touched.clear()
+    with pytest.warns(UserWarning, match=r"left out the series sync \(30,000 samples/s"):
+        assert set(Session.from_nwb(path).series) == {"slow", "pulses"}
+    assert touched.count("data") == 2                                   # each that is wanted once, the voltage never
 
 
 def test_signals_of_one_name_are_told_apart_by_where_they_lie(store):
@@ -361,6 +416,48 @@ def test_calcium_stored_cells_by_frames_is_turned_round(store):
     path = store(add_calcium(lab_file(), data.T.copy()))
     with pytest.warns(UserWarning, match="turned round"):
         np.testing.assert_array_equal(Session.from_nwb(path).series["dF/F"].values, data)
+
+
+@pytest.mark.filterwarnings("ignore:The linked table")
+def test_the_units_are_the_cells_of_dff_even_where_raw_fluorescence_comes_first(store):
+    data = np.arange(40.0).reshape(20, 2)
+    nwb = add_calcium(lab_file(), data)
+    module = nwb.processing["ophys"]
+    rois = module["masks"]["cells"].create_roi_table_region(region=[0, 1, 2], description="all")
+    raw = RoiResponseSeries(name="raw", data=np.zeros((20, 3)), rois=rois, unit="n.a.", rate=10.0)
+    module.add(Fluorescence(name="A", roi_response_series=raw))
+    session = Session.from_nwb(store(nwb))
+    assert session.units["id"].tolist() == ["102", "100"] and set(session.series) == {"dF/F", "raw"}
+    np.testing.assert_array_equal(session.select(["100"]).series["dF/F"].values, data[:, 1:])
+
+
+@pytest.mark.filterwarnings("ignore:The linked table")
+def test_cells_of_a_second_plane_are_no_units_and_that_is_said(store):
+    nwb = add_calcium(lab_file(), np.zeros((20, 2)))
+    module = nwb.processing["ophys"]
+    second = module["masks"].create_plane_segmentation(
+        name="deep", description="d", imaging_plane=nwb.imaging_planes["plane"]
+    )
+    second.add_roi(id=7, pixel_mask=[(1, 1, 1.0)])
+    rois = second.create_roi_table_region(region=[0], description="one")
+    traces = RoiResponseSeries(name="z", data=np.zeros((20, 1)), rois=rois, unit="n.a.", rate=10.0)
+    module["DfOverF"].add_roi_response_series(traces)
+    with pytest.warns(UserWarning, match="cells of 'dF/F_traces'; .* series without units: dF/F_z"):
+        session = Session.from_nwb(store(nwb))
+    assert session.units["id"].tolist() == ["102", "100"] and session.series["dF/F_z"].columns == ("7",)
+
+
+def test_pictures_counted_from_one_are_not_taken_for_the_next_ones(store):
+    nwb = add_units(lab_file(), region=["a"] * 3)
+    nwb.add_stimulus_template(
+        ImageSeries(name="scenes", data=np.zeros((3, 4, 5), np.uint8), unit="n.a.", format="raw", rate=1.0)
+    )
+    nwb.add_trial_column("image", "1 is the first")
+    for i in range(3):
+        nwb.add_trial(start_time=float(i), stop_time=i + 0.5, image=i + 1)
+    with pytest.warns(UserWarning, match=r"'scenes' has 3, counted from 0, and image \(up to 3\) counts otherwise"):
+        session = Session.from_nwb(store(nwb))
+    assert "image" not in session.stimuli and session.trials["image"].tolist() == [1, 2, 3]
 
 
 def test_pictures_are_read_when_asked_for_and_trials_say_which(store):

@@ -6,8 +6,8 @@
     obs_intervals, invalid_times → intervals
 
 Spike times are one flat array and an index in the file, and stay flat here. Files that `Session.to_nwb` wrote say so
-and are read back field by field (`workbench.sources.nwb_write`). What a file holds and a session cannot is named in a
-warning.
+and are read back field by field (`workbench.sources.nwb_write`). Signals, tables and columns of events that a session
+cannot hold are named in a warning; ragged and wide columns of units (waveforms) stay behind without one.
 """
 
 from __future__ import annotations
@@ -203,7 +203,8 @@ def _unit_table(nwb: NWBFile, table: DynamicTable, ids: list[str]) -> pd.DataFra
     metrics = nwb_tables.scalars(table)
     names = {name.lower(): name for name in reversed(metrics)}
     electrodes = nwb_tables.electrodes(nwb, table)
-    said = next((names[name] for name in REGIONS if name in names), None)
+    texts = (name for name in REGIONS if name in names and (name == "region" or metrics[names[name]].dtype == object))
+    said = next((names[name] for name in texts), None)                  # an area in pixels is no region
     region = metrics.pop(said) if said else electrodes.get("location", np.full(len(ids), "", object))
     region = np.array([str(r).strip() for r in region], object)
     nowhere = np.array([r.lower() in NOWHERE for r in region], bool)
@@ -267,17 +268,26 @@ def without(session: Session, invalid: np.ndarray) -> Session:
 
 
 def _shown(nwb: NWBFile, trials: pd.DataFrame, stimuli: pd.DataFrame, pictures: str) -> pd.DataFrame:
-    """The stimuli with `image`: from an IndexSeries, else a column of the presentations, else one of the trials."""
+    """The stimuli with `image`: from an IndexSeries, else a column of the presentations, else one of the trials.
+
+    A column that counts beyond the pictures, as from 1, says nothing of them, and a warning says so.
+    """
     indexed = nwb_series.index_series(nwb, pictures)
     if indexed is not None:
         return indexed
+    many, beyond = nwb_series.how_many(nwb.stimulus_template[pictures]), []
     for table in (stimuli, trials):
         column = next((name for name in IMAGES if name in table), None)
         if column and table[column].dtype.kind in "iuf":
             image = np.nan_to_num(table[column].to_numpy(np.float64), nan=-1.0)
-            if (image == np.floor(image)).all():
+            if image.max(initial=-1) >= many:
+                beyond.append(f"{column} (up to {image.max():g})")
+            elif (image == np.floor(image)).all():
                 rows = table if table is stimuli else table[["start", "stop"]]
                 return rows.assign(image=image.astype(np.int64)).reset_index(drop=True)
+    if beyond:
+        warnings.warn(f"nothing says when which picture was shown: {pictures!r} has {many}, counted from 0, and "
+                      f"{' and '.join(beyond)} counts otherwise", stacklevel=2)
     return stimuli
 
 

@@ -1,7 +1,7 @@
 """Signals and pictures of an NWB file: behaviour and dF/F as series, cells of calcium recordings, stimulus pictures.
 
     processing/*, acquisition → every TimeSeries of numbers that is not a raw recording of neurons or a video → series
-    DfOverF, Fluorescence     → the series dF/F, one column a cell, and the cells with their regions and places
+    DfOverF, else Fluorescence → the series, dF/F by name, one column a cell, and the cells with regions and places
     stimulus/templates        → the name of the pictures, read only when they are asked for
 """
 
@@ -35,30 +35,45 @@ FASTEST = 5000.0                                                        # sample
 
 
 def series(nwb: NWBFile, wanted: list[str] | None) -> tuple[dict[str, Series], pd.DataFrame | None]:
-    """The series of the file by name, and its cells where it has dF/F.
+    """The series of the file by name, and its cells where it has dF/F or, without it, raw fluorescence.
 
     Names that several signals share are told apart by the container and module they lie in.
     """
     found = list(_signals(nwb))
-    signals, cells, left, names = {}, None, [], _names(found)
+    signals, traces, left, names = {}, [], [], _names(found)
     for name in wanted or ():
         if name not in names:
             raise UnknownName("series", name, names, where=f"{nwb.identifier}")
     for name, (_, container, signal) in zip(names, found, strict=True):
-        if wanted is not None and name not in wanted and not isinstance(signal, RoiResponseSeries):
-            continue
-        if wanted is None and (signal.rate or 0) > FASTEST:
-            left.append(f"{name} ({signal.rate:,.0f} samples/s; ask for it by series=[...])")
+        of_cells = isinstance(signal, RoiResponseSeries)
+        if wanted is not None and name not in wanted and not (of_cells and nwb.units is None):
             continue
         try:
+            if wanted is None and (rate := _rate(signal)) > FASTEST:
+                left.append(f"{name} ({rate:,.0f} samples/s; ask for it by series=[...])")
+                continue
             signals[name] = _series(name, container, signal)
-            if isinstance(signal, RoiResponseSeries) and cells is None:
-                cells = _cells(signal, signals[name])
+            if of_cells:
+                traces.append((not isinstance(container, DfOverF), name, signal, _cells(signal, signals[name])))
         except Exception as error:
             left.append(f"{name} ({(str(error) or type(error).__name__).splitlines()[0]})")
     if left:
         warnings.warn(f"{nwb.identifier}: left out the series {', '.join(left)}", stacklevel=2)
-    return signals, cells
+    traces.sort(key=lambda t: t[0])                                     # dF/F before raw fluorescence
+    others = [name for _, name, signal, _ in traces if signal.rois.table is not traces[0][2].rois.table]
+    if others and nwb.units is None:
+        warnings.warn(f"{nwb.identifier}: the units are the cells of {traces[0][1]!r}; those of the other planes are "
+                      f"series without units: {', '.join(others)}", stacklevel=2)
+    return signals, traces[0][3] if traces else None
+
+
+def _rate(signal: TimeSeries) -> float:
+    """Samples per second, as the file says or its first thousand times do; 0 where neither says."""
+    if signal.rate:
+        return float(signal.rate)
+    first = np.asarray(() if signal.timestamps is None else signal.timestamps[:1000], np.float64)
+    step = float(np.median(np.diff(first))) if len(first) == 1000 else 0.0
+    return 1 / step if step > 0 else 0.0
 
 
 def _signals(nwb: NWBFile) -> Iterator[tuple[str, object, TimeSeries]]:
@@ -101,7 +116,7 @@ def _names(found: list[tuple[str, object, TimeSeries]]) -> list[str]:
 
 def _series(name: str, container, signal: TimeSeries) -> Series:
     data = signal.data
-    if data is None or getattr(data, "dtype", np.asarray(data).dtype).kind not in "biuf":
+    if data is None or (data.dtype if hasattr(data, "dtype") else np.asarray(data).dtype).kind not in "biuf":
         raise ValueError("not numbers")
     values = np.asarray(data[:])
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -169,7 +184,7 @@ def _cells(signal: RoiResponseSeries, traces: Series) -> pd.DataFrame:
 
 def pictures(nwb: NWBFile) -> str | None:
     """The name of the stimulus template with the pictures: the one an IndexSeries shows, else the one with the most."""
-    sizes = {name: _size(item) for name, item in (nwb.stimulus_template or {}).items()}
+    sizes = {name: how_many(item) for name, item in (nwb.stimulus_template or {}).items()}
     sizes = {name: size for name, size in sizes.items() if size}
     shown = [target.name for target in map(_target, (nwb.stimulus or {}).values()) if target is not None]
     return next((name for name in shown if name in sizes), None) or max(sizes, key=sizes.__getitem__, default=None)
@@ -179,7 +194,8 @@ def _target(item):
     return (item.indexed_timeseries or item.indexed_images) if isinstance(item, IndexSeries) else None
 
 
-def _size(item) -> int:
+def how_many(item) -> int:
+    """The pictures in a stimulus template; 0 where it is something else, or they lie in other files."""
     if isinstance(item, Images):
         return len(item.images)
     inside = isinstance(item, ImageSeries) and item.external_file is None and item.data is not None

@@ -84,6 +84,9 @@ def _values(column, where: str) -> np.ndarray | None:
         if isinstance(column.target, (VectorIndex, DynamicTableRegion)) or (counts(column, where) != 1).any():
             return None
         column = column.target
+    shape = np.shape(column.data)
+    if len(shape) > 2 or (len(shape) == 2 and shape[1] > WIDEST):       # waveforms by any name: never read
+        return None
     values = np.asarray(column.data[:])
     if isinstance(column, EnumData):
         values = np.asarray(column.elements.data[:])[values.astype(np.int64)]
@@ -91,8 +94,7 @@ def _values(column, where: str) -> np.ndarray | None:
         if values.ndim != 1 or not all(isinstance(v, (str, bytes)) for v in values):
             return None
         return np.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values], object)
-    plain = values.dtype.kind in "biuf" and (values.ndim == 1 or (values.ndim == 2 and values.shape[1] <= WIDEST))
-    return values.astype(values.dtype.newbyteorder("="), copy=False) if plain else None
+    return values.astype(values.dtype.newbyteorder("="), copy=False) if values.dtype.kind in "biuf" else None
 
 
 def electrodes(nwb: NWBFile, table: DynamicTable) -> dict[str, np.ndarray]:
@@ -138,16 +140,18 @@ def events(nwb: NWBFile) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
     """trials, stimuli and invalid times [n, 2].
 
     `trials` is the table of that name or, without one, every other table of intervals, told apart by a column `table`;
-    epochs count only where there is nothing else. Tables named `*_presentations` are stimuli.
+    epochs count only where there is nothing else. Tables named `*_presentations` are stimuli. What does not count is
+    named in a warning.
     """
     named = {name: rows for name, rows in (nwb.intervals or {}).items() if isinstance(rows, TimeIntervals)}
     named |= {rows.name: rows for rows in (nwb.trials, nwb.epochs, nwb.invalid_times) if rows is not None}
     invalid = named.pop("invalid_times", None)
     shown = {name: named.pop(name) for name in [*named] if name.endswith("_presentations")}
-    if "trials" in named:
-        named = {"trials": named["trials"]}
-    elif len(named) > 1:
-        named.pop("epochs", None)
+    counted = ["trials"] if "trials" in named else [n for n in named if n != "epochs"] or ["epochs"]
+    beside = [name for name, rows in named.items() if name not in counted and len(rows.id)]
+    if beside:
+        warnings.warn(f"tables of intervals that are no trials are left out: {', '.join(beside)}", stacklevel=2)
+    named = {name: rows for name, rows in named.items() if name in counted}
     left: list[str] = []
     tables = [stacked({name: _events(rows, left) for name, rows in found.items()}) for found in (named, shown)]
     if left:
