@@ -28,7 +28,10 @@ def is_data(group: h5py.Group) -> bool:
 
 
 def read_foreign(path: Path, file: h5py.File) -> Session:
-    """The session in an open file of torch_brain's. BadRecording where it holds neither spikes nor a series."""
+    """The session in an open file of torch_brain's.
+
+    BadRecording where it holds neither spikes nor a series, or spikes of which nothing says whose they are.
+    """
     whole, series = Mapped(path, file), {}
     for name, group in _groups(file, ("RegularTimeSeries", "IrregularTimeSeries")):
         if name != "spikes":
@@ -38,10 +41,14 @@ def read_foreign(path: Path, file: h5py.File) -> Session:
                            f"{', '.join(file) or 'nothing'}")
 
     spikes = file.get("spikes", {})
+    if spikes and "unit_index" not in spikes:
+        raise BadRecording(f"{path}: its spikes have no unit_index, so nothing says which spike is whose; they have "
+                           f"{', '.join(spikes)}")
     rows = unit_rows(whole["/spikes/unit_index"]) if spikes else np.empty(0, np.int32)
     units = table(_columns(file["units"])) if "units" in file else pd.DataFrame()
     if "id" not in units:
-        units.insert(0, "id", [str(row) for row in range(max(len(units), int(rows.max(initial=-1)) + 1))])
+        number = len(units) if len(units.columns) else int(rows.max(initial=-1)) + 1
+        units.insert(0, "id", [str(row) for row in range(number)])
     intervals = {name: _interval(group) for name, group in _groups(file, ("Interval",))
                  if not name.endswith("domain") and name != "stimuli"}
     trials = intervals.get("trials")
@@ -89,7 +96,7 @@ def _series(name: str, group: h5py.Group, whole: Mapped) -> Iterator[tuple[str, 
             keep = np.concatenate([np.arange(a, min(b, length)) for a, b in edges])
     for field in fields:
         values = whole[f"{group.name}/{field}"]
-        values = values.reshape(len(values), -1)[keep]
+        values = values.reshape(len(values), int(np.prod(values.shape[1:])))[keep]      # -1 fails where there are none
         yield name if fields == ["values"] else f"{name}_{field}", Series(times[keep], values)
 
 
