@@ -52,6 +52,27 @@ def test_a_label_by_hand_counts_before_the_sorters_and_what_is_kept_is_told(fold
         phy.read(folder, labels=["great"])
 
 
+def test_unsorted_is_no_label_by_hand_and_units_csv_has_the_last_word(folder):
+    (folder / "cluster_info.tsv").write_text("cluster_id\tgroup\tKSLabel\n0\tunsorted\tgood\n2\tUnsorted\tmua\n"
+                                             "5\tunsorted\tgood\n9\tgood\tmua\n")
+    assert list(quietly(folder, labels=["good"]).units["id"]) == ["0", "5", "9"]
+    (folder / "units.csv").write_text("cluster_id,label\n0,mua\n5,\n")
+    assert list(quietly(folder).units["label"]) == ["mua", "mua", "good", "good"]
+
+
+def test_spikes_in_no_order_are_sorted_with_their_units(folder):
+    np.save(folder / "spike_times.npy", np.array([90_000, 30_000, 60_000]))
+    np.save(folder / "spike_clusters.npy", np.array([0, 9, 2]))
+    session = quietly(folder)
+    assert list(session.spike_times) == [1, 2, 3] and list(session.units["id"][session.spike_units]) == ["9", "2", "0"]
+
+
+def test_a_recording_in_which_nothing_was_found_is_a_session_without_units(folder):
+    np.save(folder / "spike_times.npy", np.empty((0, 1), np.uint64))
+    np.save(folder / "spike_clusters.npy", np.empty(0, np.int32))
+    assert len(quietly(folder).units) == 0
+
+
 def test_regions_come_from_units_csv_and_without_clusters_templates_are_units(folder):
     (folder / "units.csv").write_text("cluster_id,region,snr\n0,V4,3.5\n9,IT,1.5\n")
     session = quietly(folder)
@@ -67,6 +88,9 @@ def test_trials_are_in_seconds_or_in_samples(folder):
     assert list(trials["picture"]) == ["a.png", "b.png"]
     (folder / "trials.csv").write_text("start_sample,stop_sample\n30000,45000\n")
     assert quietly(folder).trials.to_numpy().tolist() == [[1.0, 1.5]]
+    (folder / "trials.csv").write_text("start,stop\n1,2\n3,\n,6\n")
+    with pytest.warns(UserWarning, match="2 of 3 trials"):
+        assert phy.read(folder).trials.to_numpy().tolist() == [[1, 2]]
     for text, words in (("begin,end\n1,2\n", "column of numbers start"), ("start,stop\n2,1\n", "stops before it")):
         (folder / "trials.csv").write_text(text)
         with pytest.raises(BadRecording, match=words):

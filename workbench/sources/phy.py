@@ -2,8 +2,8 @@
 
     spike_times.npy (samples) / sample_rate of params.py → seconds
     spike_clusters.npy, else spike_templates.npy         → the unit of each spike
-    cluster_info.tsv, cluster_group.tsv, cluster_KSLabel.tsv → labels: for each unit the first of them that has one
-    units.csv (cluster_id, region, ...), trials.csv (start, stop, ...) → region and anything else; trials
+    units.csv (label), cluster_info.tsv, cluster_group.tsv, cluster_KSLabel.tsv → the first label that a unit has
+    units.csv (cluster_id, region, ...), trials.csv (start, stop, ...)          → region and anything else; trials
 
 params.py is a program that the sorter wrote: one line of it is read as a literal, and none is run. Layout: Kilosort
 and phy documentation (phy.readthedocs.io), both open source.
@@ -22,8 +22,9 @@ import pandas as pd
 from workbench.errors import BadRecording
 from workbench.session import Session
 
-LABELS = (("cluster_info.tsv", "group"), ("cluster_info.tsv", "KSLabel"), ("cluster_group.tsv", "group"),
-          ("cluster_KSLabel.tsv", "KSLabel"))
+LABELS = (("units.csv", "label"), ("cluster_info.tsv", "group"), ("cluster_info.tsv", "KSLabel"),
+          ("cluster_group.tsv", "group"), ("cluster_KSLabel.tsv", "KSLabel"))
+UNDECIDED = "unsorted"                                                  # Phy's word for no label by hand
 REGIONS = ("region", "location", "brain_area", "area", "acronym")
 TRIALS = {"start": ("start", "start_time"), "stop": ("stop", "stop_time", "end", "end_time")}
 
@@ -44,7 +45,7 @@ def read(path: str | Path, *, id: str | None = None, labels: list[str] | None = 
     labels: only units so labelled, such as ['good'] or ['good', 'mua'] (None: all but 'noise'). A warning says how
     many of how many are kept. Without units.csv or a region in cluster_info.tsv every region is 'unknown'; without
     trials.csv there are no trials. trials.csv has start and stop in seconds, or start_sample and stop_sample, on the
-    clock of the recording.
+    clock of the recording; trials without one of them are left out with a warning.
 
     Raises BadRecording for a folder that is not of this layout, and for files that do not fit together.
     """
@@ -115,7 +116,8 @@ def _units(path: Path, numbers: np.ndarray, labels: list[str] | None) -> tuple[p
     for name, column in LABELS:
         table = _by_cluster(path / name, numbers)
         if column in table:
-            label = label.where(label.notna(), table[column])
+            said = table[column].where(table[column].astype(str).str.strip().str.lower() != UNDECIDED)
+            label = label.where(label.notna(), said)
     label = label.fillna("unlabelled").astype(str).str.strip().str.lower()
     region = pd.Series(None, index=numbers, dtype=object)
     for table in (own, info):
@@ -158,9 +160,13 @@ def _trials(file: Path, rate: float) -> pd.DataFrame:
             raise BadRecording(f"{file} needs a column of numbers {name} in seconds, or {name}_sample in samples; it "
                                f"has {', '.join(table)}")
         found[name] = table.pop(column).to_numpy(np.float64) / (rate if column.endswith("_sample") else 1.0)
-    if not (np.isfinite(found["start"]).all() and (found["stop"] >= found["start"]).all()):
-        raise BadRecording(f"{file} has a trial without a start or that stops before it starts; correct it")
-    return pd.DataFrame(found | dict(table)).sort_values("start", kind="stable", ignore_index=True)
+    if (found["stop"] < found["start"]).any():
+        raise BadRecording(f"{file} has a trial that stops before it starts; correct it")
+    whole = np.isfinite(found["start"]) & np.isfinite(found["stop"])
+    if not whole.all():
+        warnings.warn(f"{file}: {(~whole).sum():,} of {len(table):,} trials have no start or no stop and are left out",
+                      stacklevel=3)
+    return pd.DataFrame(found | dict(table))[whole].sort_values("start", kind="stable", ignore_index=True)
 
 
 def _table(file: Path) -> pd.DataFrame:
