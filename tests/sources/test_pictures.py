@@ -43,6 +43,13 @@ def test_numbers_count_the_pictures_in_the_order_of_their_names(make_session, fo
     assert list(from_zero.stimuli["image"]) == [0, 2, 2]
 
 
+@pytest.mark.parametrize("shown", [pd.Series([0, None, 2], dtype=object), pd.Series([0, None, 2], dtype="Int64"),
+                                   pd.Series([0, None, 2], dtype="category"), [b"pic1.png", None, b"pic10"]])
+def test_numbers_and_names_are_known_in_whatever_way_a_table_keeps_them(make_session, folder, shown):
+    session = pictures.attach(with_stimuli(make_session, shown), folder, column="picture")
+    assert list(session.stimuli["image"]) == [0, -1, 2]
+
+
 def test_a_column_of_trials_makes_the_stimuli(make_session, folder):
     session = make_session(load_images=None)
     session.trials["picture"] = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
@@ -71,6 +78,22 @@ def test_grey_pictures_stay_grey_and_deep_ones_are_refused(make_session, tmp_pat
         pictures.attach(session, tmp_path, column="picture")
 
 
+def test_a_transparent_picture_and_a_stack_are_refused_and_an_opaque_alpha_is_not(make_session, tmp_path):
+    pixels = RNG.integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    session = pictures.attach(with_stimuli(make_session, ["a"]), tmp_path, column="picture")
+    np.testing.assert_array_equal(session.images[0], pixels[..., :3])
+    pixels[0, 0, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(BadRecording, match=r"a\.png can be seen through"):
+        _ = pictures.attach(session, tmp_path, column="picture").images
+    frame = Image.fromarray(pixels[..., 0])
+    frame.save(tmp_path / "b.tif", save_all=True, append_images=[frame, frame])
+    with pytest.raises(BadRecording, match=r"b\.tif has 3 frames"):
+        pictures.attach(session, tmp_path, column="picture")
+
+
 def test_nothing_is_read_until_it_is_asked_for_and_another_process_can_ask(make_session, folder, monkeypatch):
     monkeypatch.setattr(pictures.Image.Image, "convert", lambda *a: pytest.fail("decoded"))
     session = pictures.attach(with_stimuli(make_session, ["pic1"]), folder, column="picture")
@@ -82,6 +105,7 @@ def test_nothing_is_read_until_it_is_asked_for_and_another_process_can_ask(make_
     (["pic1", "pic77"], {}, "names 'pic77', and there is no such picture"),
     ([0, 3], {}, "number 3, and .* has 3 pictures, counted from 0"),
     ([0, 1], {"first": 1}, "number 0"),
+    (["faces/pic1.png", "houses/pic1.png"], {}, r"'pic1\.png' in two folders, faces and houses"),
     (["pic1"], {"column": "name"}, "no column 'name'.*start, stop, picture"),
     (["pic1"], {"table": "units"}, "not of 'units'"),
 ])

@@ -34,7 +34,8 @@ def attach(session: Session, folder: str | Path, *, column: str = "image", table
     needed where they differ.
 
     Raises BadRecording for a folder without pictures, a column that is not there, a name or number without a picture,
-    pictures of several sizes where no size is given, and pictures of more than 8 bits.
+    one name in two folders, pictures of several sizes where no size is given, of more than 8 bits a grey pixel, or of
+    several frames; `images` raises it where a picture is damaged or can be seen through.
     """
     files = find(folder)
     if table not in ("stimuli", "trials"):
@@ -57,7 +58,7 @@ def find(folder: str | Path) -> tuple[Path, ...]:
     files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     if not files:
         raise BadRecording(f"there is no picture ({', '.join(SUFFIXES)}) in {folder}; check the path")
-    return tuple(sorted(files, key=_natural))
+    return tuple(sorted(files, key=lambda file: (_natural(file), file.name)))
 
 
 def shape(files: tuple[Path, ...], size: tuple[int, int] | None) -> tuple[int, ...]:
@@ -66,6 +67,7 @@ def shape(files: tuple[Path, ...], size: tuple[int, int] | None) -> tuple[int, .
     for file in files:
         try:
             with Image.open(file) as picture:
+                frames = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "PNG") else 1
                 mode, turned = picture.mode, picture.getexif().get(0x0112, 1) >= 5      # the camera lay on its side
                 sizes.setdefault(picture.size[::1 if turned else -1], file)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -74,6 +76,8 @@ def shape(files: tuple[Path, ...], size: tuple[int, int] | None) -> tuple[int, .
         if mode.startswith("I") or mode == "F":
             raise BadRecording(f"{file} has more than 8 bits a pixel ({mode}), and only the lab knows which range "
                                "matters; save it with 8 bits")
+        if frames > 1:
+            raise BadRecording(f"{file} has {frames} frames; save each as a picture of its own")
         grey &= mode in ("1", "L")
     if size is None and len(sizes) > 1:
         (one, a), (two, b) = list(sizes.items())[:2]
@@ -89,6 +93,9 @@ def load(files: tuple[Path, ...], size: tuple[int, int] | None = None) -> np.nda
     for row, file in zip(pictures, files, strict=True):
         try:
             with Image.open(file) as picture:
+                if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+                    raise BadRecording(f"{file} can be seen through, and only the lab knows on what background it was "
+                                       "shown; save it on that, without transparency")
                 picture = ImageOps.exif_transpose(picture).convert("L" if len(one) == 2 else "RGB")
                 row[...] = picture if size is None else ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
         except (OSError, SyntaxError) as error:
@@ -100,6 +107,8 @@ def load(files: tuple[Path, ...], size: tuple[int, int] | None = None) -> np.nda
 def _rows(column: pd.Series, files: tuple[Path, ...], first: int, where: str) -> np.ndarray:
     """The row of the picture that each value names or counts; -1 where it is empty."""
     empty = column.isna().to_numpy(bool)
+    if not pd.api.types.is_numeric_dtype(column):                       # numbers among objects or categories
+        column = pd.Series(column.tolist())
     if pd.api.types.is_numeric_dtype(column):
         numbers = column.to_numpy(np.float64, na_value=np.nan) - first
         bad = ~empty & ((numbers < 0) | (numbers >= len(files)) | (numbers != np.floor(numbers)))
@@ -110,7 +119,14 @@ def _rows(column: pd.Series, files: tuple[Path, ...], first: int, where: str) ->
     stems = Counter(file.stem for file in files)                        # a.png beside a.jpg: 'a' could be either
     names = {file.stem: i for i, file in enumerate(files) if stems[file.stem] == 1}
     names |= {file.name: i for i, file in enumerate(files)}
-    asked = [Path(str(value).replace("\\", "/")).name.strip() for value in column]
+    texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in column]
+    paths = [Path(text.replace("\\", "/").strip()) for text in texts]
+    asked, folders = [path.name for path in paths], {}
+    for path, gone in zip(paths, empty, strict=True):
+        home = str(path.parent)
+        if not gone and home != "." and folders.setdefault(path.name, home) != home:
+            raise BadRecording(f"{where} names {path.name!r} in two folders, {folders[path.name]} and {home}, and "
+                               "pictures are found by name alone; give them different names")
     lost = [name for name, gone in zip(asked, empty, strict=True) if not gone and name and name not in names]
     if lost:
         raise BadRecording(f"{where} names {lost[0]!r}, and there is no such picture in {files[0].parent} "
@@ -120,4 +136,5 @@ def _rows(column: pd.Series, files: tuple[Path, ...], first: int, where: str) ->
 
 
 def _natural(file: Path) -> list:
-    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", file.name) if part]
+    parts = re.split(r"(\d+)", file.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in parts if part]
