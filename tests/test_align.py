@@ -81,6 +81,20 @@ def test_only_rows_that_a_query_chooses(session):
         around(session, "start", where="outcome == 1")
 
 
+def test_no_rows_are_told_as_that_and_not_as_windows_outside_the_recording(session):
+    with pytest.raises(BadRecording, match=r"it has no trials for which .result == 'X'. holds"):
+        around(session, "start", where="result == 'X'")
+    with pytest.raises(BadRecording, match=r"s: it has no stimuli$"):
+        around(replace(session, stimuli=session.stimuli[:0]), "start", table="stimuli")
+
+
+def test_unsorted_and_overlapping_events_have_windows_of_their_own(session):
+    turned = replace(session, trials=session.trials[::-1])
+    one, two = (counts_in(s, around(s, "start", -0.9, 1.4)) for s in (session, turned))
+    np.testing.assert_array_equal(one, two[::-1])
+    assert one.sum() > len(session.spike_times)                         # spikes of two windows count in both
+
+
 def test_windows_in_gaps_or_past_the_end_are_left_out_and_touching_intervals_are_one(session):
     gappy = replace(session, intervals=np.array([[0.0, 3.2], [3.2, 11.2], [20.0, 60.0]]))
     kept = around(gappy, "start", -0.1, 0.5)

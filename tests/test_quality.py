@@ -85,6 +85,8 @@ def test_criteria_that_cannot_be_are_one_sentence():
     session = made([poisson(5.0), poisson(6.0)])
     with pytest.raises(UnknownName, match=r"no metric 'snr' in session 's'.*needs waveforms"):
         passing(session, ["snr > 2"])
+    with pytest.raises(UnknownName, match=r"no metric 'snr' in session 's'.*needs waveforms"):
+        passing(session, ["(snr>2)"])
     with pytest.raises(BadRecording, match=r"'quality > ' cannot choose units"):
         passing(session, ["quality > "])
     with pytest.raises(BadRecording, match="not true or false for every unit"):

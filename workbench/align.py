@@ -36,7 +36,8 @@ def around(session: Session, column: str = "start", start: float = 0.0, stop: fl
 
     Returns a DataFrame with the columns event, start, stop, in seconds, its index the rows of the table. Left out, and
     counted in the attribute `left_out`, are rows whose event is missing (NaN) and windows that are not wholly valid
-    recording. Raises BadRecording where no window is left, UnknownName for a table or a column that is not there.
+    recording. Raises BadRecording where there are no rows or no window is left, UnknownName for a table or a column
+    that is not there.
     """
     if table not in ("trials", "stimuli"):
         raise UnknownName("table of events", table, ("trials", "stimuli"), where=f"session {session.id!r}")
@@ -52,6 +53,8 @@ def around(session: Session, column: str = "start", start: float = 0.0, stop: fl
         except Exception as error:
             raise BadRecording(f"{session.id}: cannot choose {table} by {where!r} ({error}); the columns are "
                                f"{', '.join(events.columns)}") from None
+    if not len(events):
+        raise BadRecording(f"{session.id}: it has no {table}" + (f" for which {where!r} holds" if where else ""))
     event = events[column].astype(np.float64)
     windows = pd.DataFrame({"event": event, "start": event + start, "stop": event + stop})
     kept = windows[_wholly_valid(session, windows)]

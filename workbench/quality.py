@@ -12,6 +12,7 @@ criteria are those of AllenSDK 2.16 (`EcephysProjectCache`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -54,9 +55,9 @@ def passing(session: Session, criteria: Iterable[str] | None = None) -> tuple[Se
     criteria: queries of the unit table and the metrics, one each ("firing_rate > 0.1", "region == 'M1'"). None: those
     of CRITERIA whose metric is known; the report names the others as not known, with NaN.
 
-    The report has one row a criterion: `passed` it, `left` after it and those before, of `total`. Units whose metric is
-    NaN do not pass. Raises UnknownName for a metric that the recording does not have, BadRecording where no unit is
-    left or for what is no query.
+    The report has one row a criterion: `passed` it, `left` after it and those before, of `total`. A comparison with NaN
+    is false, so that a unit without the metric passes "not (snr < 2)" but not "snr >= 2". Raises UnknownName for a
+    metric that the recording does not have, BadRecording where no unit is left or for what is no query.
     """
     if isinstance(criteria, str):
         criteria = [criteria]
@@ -64,7 +65,7 @@ def passing(session: Session, criteria: Iterable[str] | None = None) -> tuple[Se
     table = session.units.assign(**{name: measured[name].to_numpy() for name in measured if name != "id"})
     keep, rows = np.ones(len(table), bool), []
     for criterion in CRITERIA if criteria is None else criteria:
-        metric = criterion.split()[0] if criterion.split() else ""
+        metric = re.match(r"\W*(\w*)", criterion)[1]
         if metric in NAMES and metric not in table:
             if criteria is not None:
                 raise UnknownName("metric", metric, [n for n in NAMES if n in table], where=f"session {session.id!r}",
