@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from workbench.errors import WorkbenchError
+from workbench.errors import BadRecording, WorkbenchError
 from workbench.session import Session
 
 
@@ -21,15 +21,20 @@ class NeedsPynapple(WorkbenchError, ImportError):
 def convert(session: Session) -> dict:
     """A dict of `units` (TsGroup), `trials`, `stimuli`, `intervals` (IntervalSet) and every series by name (TsdFrame).
 
-    Keys of `units` are rows of the unit table. Spikes and samples outside the valid intervals are left out, and so are
-    trials without a length; pynapple joins trials that overlap, and says so. Raises NeedsPynapple where it is not
-    installed.
+    Keys of `units` are rows of the unit table; its column `rate` is called `rate_`. Spikes and samples outside the
+    valid intervals are left out, and so are trials without a stop or a length. pynapple joins trials that overlap,
+    drops their columns, and says so. Raises NeedsPynapple where it is not installed, BadRecording where a series has
+    the name of one of the tables.
     """
     try:
         import pynapple as nap
     except ImportError:
         raise NeedsPynapple("pynapple is not installed; to have sessions as pynapple objects: "
                             'pip install "spike-workbench[pynapple]"') from None
+    taken = {"units", "trials", "stimuli", "intervals"} & set(session.series)
+    if taken:
+        raise BadRecording(f"{session.id}: series {min(taken)!r} has the name of a table, and pynapple's objects are "
+                           "kept by name; rename the series")
     support = nap.IntervalSet(session.intervals[:, 0], session.intervals[:, 1])
     order = np.argsort(session.spike_units, kind="stable")
     ends = np.cumsum(np.bincount(session.spike_units, minlength=len(session.units)))
