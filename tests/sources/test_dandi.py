@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         archive.ranges.append(wanted)
         first = int(wanted[len("bytes="):-1]) if wanted and archive.honours_ranges else 0
         if first >= len(body):
-            return self._answer(416, b"")
+            return self._answer(416, b"", {"Content-Range": f"bytes */{len(body)}"})
         rest = body[first:]
         self.send_response(206 if first else 200)
         self.send_header("Content-Length", str(len(rest)))
@@ -76,9 +76,10 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(rest)
 
-    def _answer(self, code, body):
+    def _answer(self, code, body, headers=None):
         self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -169,6 +170,14 @@ def test_a_file_of_unknown_size_and_sum_is_still_continued_after_a_cut(archive, 
     archive.cut = [300_000]
     file = Remote("a.nwb", f"{archive.url}/assets/id0/download/")
     assert fetch(file, tmp_path / "a.nwb").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("kept, asked", [(BODY, ["bytes=1024000-"]), (BODY + b"old", ["bytes=1024003-", None])])
+def test_a_part_that_is_the_whole_file_of_unknown_size_is_not_fetched_again(archive, tmp_path, kept, asked):
+    (tmp_path / "a.nwb.part").write_bytes(kept)                         # the process ended before it had its name
+    file = Remote("a.nwb", f"{archive.url}/assets/id0/download/")
+    assert fetch(file, tmp_path / "a.nwb").read_bytes() == BODY
+    assert archive.ranges == asked
 
 
 def test_a_failing_server_is_asked_three_times(archive, tmp_path):

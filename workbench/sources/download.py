@@ -131,7 +131,10 @@ def _continue(remote: Remote, part: Path) -> None:
     # No compression on the way: byte positions must be those of the file.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:
+        if response.status_code == 416:                                 # nothing lies behind what was kept
+            whole = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+            if remote.size is None and whole and int(whole[1]) == have:
+                return
             part.unlink()
             raise requests.ConnectionError("the server has fewer bytes than were kept")
         _refuse(response, remote.url)
