@@ -105,14 +105,16 @@ def test_channel_numbers_are_found_under_both_names_that_writers_gave_them(file)
     assert allen.read(file).units["channel"].tolist() == [0, 10, 50]
 
 
-def test_amplitudes_and_waveforms_are_never_read(file, session, same):
+def test_amplitudes_waveforms_and_the_spikes_of_other_units_are_never_read(file, session, same, touched):
     with h5py.File(file, "r+") as f:
-        for name in ("spike_amplitudes", "waveform_mean"):
-            f["units"][name][...] = np.nan  # were they read, something would differ
+        ends = f["units/spike_times_index"][:].astype(int)
+        for row in set(range(len(ends))) - set(layout.KEPT):
+            f["units/spike_times"][ends[row - 1] : ends[row]] = np.nan  # read, they would be refused
         assert {"spike_amplitudes", "waveform_mean"} <= set(f["units"])
+    touched.clear()
     again = allen.read(file)
     same(session, again)
-    assert not {"spike_amplitudes", "waveform_mean"} & set(again.units)
+    assert "spike_times" in touched and not {"spike_amplitudes", "waveform_mean"} & {*touched, *again.units}
 
 
 # Stimuli
@@ -178,6 +180,18 @@ def test_presentations_in_invalid_times_are_left_out_and_counted(whole, session)
     assert not ((shown["start"] < 40.19) & (shown["stop"] > 40.05)).any()
     with pytest.warns(UserWarning, match=r"6 of 82 presentations touch invalid times"):
         allen.read(whole)
+
+
+def test_a_file_whose_presentations_are_all_left_out_or_gone_still_opens(file):
+    with h5py.File(file, "r+") as f:
+        f["intervals/invalid_times/start_time"][3], f["intervals/invalid_times/stop_time"][3] = 0.0, 63.0
+    with pytest.warns(UserWarning, match="82 of 82 presentations"):
+        session = allen.read(file)
+    assert len(session.stimuli) == 0 and session.images is None
+    with h5py.File(file, "r+") as f:
+        for name in [n for n in f["intervals"] if n.endswith("_presentations")]:
+            del f["intervals"][name]
+    assert len(allen.read(file).stimuli) == 0
 
 
 def test_a_file_without_invalid_times_is_valid_throughout(file):

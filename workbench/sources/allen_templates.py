@@ -33,7 +33,7 @@ TEMPLATES = {
 def loader(path: Path, images: str | None, stimuli: pd.DataFrame,
            folder: str | Path | None) -> Callable[[], np.ndarray] | None:
     """What loads the pictures, if they are there; else None, and a warning says where they belong."""
-    n = int(stimuli["image"].max()) + 1 if images else 0
+    n = int(stimuli["image"].max()) + 1 if images and len(stimuli) else 0
     if not n:
         return None
     names = [TEMPLATES[images][0].format(i) for i in range(n)] if images == "natural_scenes" else [TEMPLATES[images][0]]
