@@ -368,6 +368,13 @@ def test_clocks_that_stutter_lose_the_repeated_samples_and_it_is_said(store):
     assert session.series["speed"].values[:, 0].tolist() == [0, 1, 3, 5, 8]
 
 
+def test_a_conversion_that_is_no_number_leaves_the_values_as_stored_and_it_is_said(store):
+    speed = TimeSeries(name="speed", data=np.arange(9.0), unit="cm/s", rate=1.0, conversion=np.nan)
+    with pytest.warns(UserWarning, match="'speed': its conversion is no number.* not in cm/s"):
+        session = Session.from_nwb(store(behaviour(add_units(lab_file(), region=["a"] * 3), speed)))
+    assert session.series["speed"].values[:, 0].tolist() == list(range(9))
+
+
 def test_gaps_between_samples_stay_gaps(store):
     times = np.r_[np.arange(50) * 0.01, 5 + np.arange(50) * 0.01]
     speed = TimeSeries(name="speed", data=np.arange(100.0), unit="cm/s", timestamps=times)

@@ -138,7 +138,10 @@ def _series(name: str, container, signal: TimeSeries) -> Series:
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
     scale, shift = float(signal.conversion), float(signal.offset or 0.0)
-    if (scale, shift) != (1.0, 0.0):
+    if not np.isfinite([scale, shift]).all():
+        warnings.warn(f"series {name!r}: its conversion is no number, so its values are as stored, and perhaps not in "
+                      f"{signal.unit}", stacklevel=2)
+    elif (scale, shift) != (1.0, 0.0):
         values = values * scale + shift
     times, values = increasing(name, times, values)
     unit = "dF/F" if isinstance(container, DfOverF) else str(signal.unit or "")
