@@ -117,13 +117,17 @@ def _table(run: Run) -> str:
     protocol = run.result()["protocol"]
     names = ", ".join(r["id"] for r in protocol["recordings"])
     test = sum(b - a for part in protocol["split"].values() for a, b in part["test"])
-    lines = [f"held-out R² of {protocol['target']}, {names}{' (SIMULATED)' if protocol['simulated'] else ''}: the last "
+    what = f"R² of {protocol['target']}" if protocol["target"] else "scores"
+    lines = [f"held-out {what}, {names}{' (SIMULATED)' if protocol['simulated'] else ''}: the last "
              f"{test:,.0f} s, which no model was trained or chosen on"]
     for name, score in run.scores().iterrows():
-        each = score.filter(regex=r"^r2_\d+$").astype(float)
+        each = score.filter(regex=r"^r2_\d+$").dropna().astype(float)
         told = ", ".join(f"{r2:.3f}" for r2 in each) if len(each) <= 8 else \
             f"{each.min():.3f} to {each.max():.3f} over {len(each)}"
-        lines.append(f"  {name:10} {score['r2']:7.3f}   causal {score['r2_causal']:.3f}   per dimension {told}")
+        r2 = f"{score['r2']:7.3f}   causal {score['r2_causal']:.3f}   per dimension {told}" if len(each) else ""
+        spikes = score[~score.index.str.startswith("r2")].dropna()
+        more = "   ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in spikes.items())
+        lines.append(f"  {name:10} {r2}{'   ' * bool(r2 and more)}{more}")
     for name, scores in run.result()["baselines"].items():
         if "error" in scores:
             lines.append(f"  {name:10} failed: {scores['error']}")

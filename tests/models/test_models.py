@@ -106,11 +106,11 @@ def test_a_batch_without_a_sample_teaches_nothing_and_breaks_nothing(name):
 def test_ridge_agrees_with_scikit_learn_with_many_features_and_with_few():
     from sklearn.linear_model import Ridge as Reference
 
-    from workbench.models.ridge import _solve
+    from workbench.models.ridge import solve
     random = np.random.default_rng(0)
     for samples, features in ((200, 30), (30, 200)):
         x, y = random.poisson(2.0, (samples, features)).astype(np.float32), random.normal(size=(samples, 2)) + 3
-        for penalty, found in zip((1.0, 100.0), _solve(x, y, (1.0, 100.0)), strict=True):
+        for penalty, found in zip((1.0, 100.0), solve(x, y, (1.0, 100.0)), strict=True):
             want = Reference(alpha=penalty).fit(x, y)
             np.testing.assert_allclose(x @ found[:-1] + found[-1], want.predict(x), atol=1e-4)
 

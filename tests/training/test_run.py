@@ -104,11 +104,11 @@ def test_the_monitor_follows_a_run_and_asks_it_to_stop(tiny, tmp_path):
     run = queued(tmp_path, tiny)
     view = run.watch()
     storage.append(run.path / "metrics.jsonl", {"step": 1, "loss": 2.0})
-    storage.append(run.path / "metrics.jsonl", {"step": 2, "loss": 1.0, "valid_r2": 0.5})
+    storage.append(run.path / "metrics.jsonl", {"step": 2, "loss": 1.0, "valid": 0.5})
     with open(run.path / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 3, "l')
     view.refresh()
-    assert list(view._curve.data["step"]) == [1, 2] and list(view._valid.data["valid_r2"]) == [0.5]
+    assert list(view._curve.data["step"]) == [1, 2] and list(view._valid.data["valid"]) == [0.5]
     with FileLock(run.path / "lock"):
         storage.write_json(run.path / "status.json", {"state": "running", "step": 2, "stage": "training"})
         view.refresh()

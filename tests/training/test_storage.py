@@ -44,8 +44,8 @@ def test_rows_from_an_offset_are_the_new_ones_only(tmp_path):
 
 
 def test_numbers_that_are_not_finite_become_null_in_json(tmp_path):
-    storage.append(tmp_path / "m.jsonl", {"step": 1, "valid_r2": math.nan})
-    assert storage.rows(tmp_path / "m.jsonl")[0] == [{"step": 1, "valid_r2": None}]
+    storage.append(tmp_path / "m.jsonl", {"step": 1, "valid": math.nan})
+    assert storage.rows(tmp_path / "m.jsonl")[0] == [{"step": 1, "valid": None}]
 
 
 def test_rows_that_a_resumed_run_went_over_again_count_once():

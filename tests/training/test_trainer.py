@@ -121,9 +121,9 @@ def test_the_result_says_what_it_was_measured_on(whole):
 
 def test_the_final_weights_are_the_best_on_the_validation_part(whole):
     metrics = Run(whole).metrics()
-    best = metrics.loc[metrics["valid_r2"].idxmax()]
+    best = metrics.loc[metrics["valid"].idxmax()]
     state = final(whole)
-    assert state["best"]["step"] == best["step"] and state["best"]["valid_r2"] == best["valid_r2"]
+    assert state["best"]["step"] == best["step"] and state["best"]["valid"] == best["valid"]
     model = Run(whole).model()
     for name, value in model.state_dict().items():
         assert torch.equal(value, state["best"]["weights"][name]), name

@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import panel as pn
 import param
 from bokeh.models import ColumnDataSource, Range1d, Span
@@ -31,7 +32,7 @@ STATES = {"finished": "#009e73", "running": "#0072b2", "queued": "#0072b2", "sto
 
 
 class RunMonitor(Dashboard):
-    """Loss and validation R² with the baselines' held-out R² dashed, progress, throughput, Stop and Resume.
+    """Loss, validation score (R² with the baselines' held-out R² dashed, or loss), progress, throughput, Stop, Resume.
 
     run: the run's folder; None: the newest run in `folder`. interval: milliseconds between two looks.
     """
@@ -46,7 +47,7 @@ class RunMonitor(Dashboard):
         self.param.run.objects = list(dict.fromkeys([*([first] if first else []), *known]))
         self._choose, self._folder = run is None and bool(known), Path(folder).expanduser().resolve()
         self._curve = ColumnDataSource({"step": [], "loss": [], "smooth": []})
-        self._valid = ColumnDataSource({"step": [], "valid_r2": []})
+        self._valid = ColumnDataSource({"step": [], "valid": []})
         self._head = Text(sizing_mode="stretch_width")
         self._progress = pn.indicators.Progress(max=100, value=0, sizing_mode="stretch_width", margin=(0, 10))
         self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
@@ -65,11 +66,11 @@ class RunMonitor(Dashboard):
         self._loss = figure(title="training loss", x_axis_label="step", **share)
         self._loss.line("step", "loss", source=self._curve, color=COLORS["this run"], alpha=0.25)
         self._loss.line("step", "smooth", source=self._curve, color=COLORS["this run"], line_width=2)
-        self._r2 = figure(title="R²: validation by step, baselines on held-out time dashed", x_axis_label="step",
-                          x_range=self._loss.x_range, y_range=Range1d(-0.1, 1.0), **share)
-        self._r2.line("step", "valid_r2", source=self._valid, color=COLORS["this run"], line_width=2)
-        self._r2.scatter("step", "valid_r2", source=self._valid, color=COLORS["this run"], size=6)
-        self._curves = pn.Row(*(pn.pane.Bokeh(plot, sizing_mode="stretch_width") for plot in (self._loss, self._r2)),
+        self._score = figure(x_axis_label="step", x_range=self._loss.x_range, y_range=Range1d(-0.1, 1.0), **share)
+        self._score.line("step", "valid", source=self._valid, color=COLORS["this run"], line_width=2)
+        self._score.scatter("step", "valid", source=self._valid, color=COLORS["this run"], size=6)
+        plots = (self._loss, self._score)
+        self._curves = pn.Row(*(pn.pane.Bokeh(plot, sizing_mode="stretch_width") for plot in plots),
                               sizing_mode="stretch_width", visible=False)
 
     @param.depends("run", watch=True)
@@ -81,8 +82,8 @@ class RunMonitor(Dashboard):
         """Blank everything, then show the run as it is now."""
         with self._lock:
             self._rows, self._offset, self._dashed = [], 0, {}
-            self._r2.center = [r for r in self._r2.center if not isinstance(r, Span)]
-            self._curve.data, self._valid.data = {"step": [], "loss": [], "smooth": []}, {"step": [], "valid_r2": []}
+            self._score.center = [r for r in self._score.center if not isinstance(r, Span)]
+            self._curve.data, self._valid.data = {"step": [], "loss": [], "smooth": []}, {"step": [], "valid": []}
             for part in (self._curves, self._progress, self._stop, self._resume):
                 part.visible = False
             self._head.object, self._progress.value = "", 0
@@ -106,25 +107,36 @@ class RunMonitor(Dashboard):
             smooth = table["loss"].ewm(span=max(len(table) // 50, 2)).mean()
             thin = slice(None, None, -(-len(table) // SHOWN))
             self._curve.data = {"step": table["step"][thin], "loss": table["loss"][thin], "smooth": smooth[thin]}
-            if "valid_r2" in table:
-                valid = table.dropna(subset="valid_r2")
-                self._valid.data = {"step": valid["step"], "valid_r2": valid["valid_r2"]}
-                self._r2.y_range.start = min(-0.1, max(valid["valid_r2"].min(), -1.0) - 0.05)
+            if "valid" in table:
+                valid = table.dropna(subset="valid")
+                self._valid.data = {"step": valid["step"], "valid": valid["valid"]}
+                self._scale(run.status.get("valid_name"), valid["valid"])
         self._curves.visible = bool(self._rows)
         self._baselines(run)
         self._say(run)
+
+    def _scale(self, name: str | None, values: pd.Series) -> None:
+        """The axis of what validation measures: R² up to 1, the dashed lines on it too; a loss wherever it is."""
+        if name == "loss":
+            room = 0.05 * max(values.max() - values.min(), 1e-6)
+            self._score.y_range.update(start=values.min() - room, end=values.max() + room)
+            self._score.title.text = "validation loss"
+        else:
+            self._score.y_range.update(start=min(-0.1, max(values.min(), -1.0) - 0.05), end=1.0)
+            self._score.title.text = "R²: validation by step, baselines on held-out time dashed"
 
     def _baselines(self, run: Run) -> None:
         places = {"this run": run.path, **{p.parent.name: p.parent for p in run.path.glob("baselines/*/scores.json")}}
         for name, place in places.items():
             own = storage.read_json(place / "scores.json")
             if own and name not in self._dashed:
-                score = own["scores"][own["protocol"]["target"]]["r2"]
-                if score is None:                                       # not a number: nothing there varied
+                score = own["scores"].get(own["protocol"]["target"], {}).get("r2")
+                if score is None:                                       # no target, or nothing there varied
                     continue
                 self._dashed[name] = score
-                self._r2.add_layout(Span(location=score, dimension="width", line_dash="dashed", line_width=2,
-                                         line_color=COLORS.get(name, "#cc79a7")))
+                if run.status.get("valid_name") != "loss":
+                    self._score.add_layout(Span(location=score, dimension="width", line_dash="dashed", line_width=2,
+                                                line_color=COLORS.get(name, "#cc79a7")))
 
     def _say(self, run: Run) -> None:
         status, state = run.status, run.state
@@ -142,8 +154,8 @@ class RunMonitor(Dashboard):
             facts.append(f"{status['spikes_per_s']:,.0f} spikes/s")
         if self._rows:
             facts.append(f"{100 * self._rows[-1].get('data_wait', 0):.0f} % of a step waits for data")
-        if status.get("valid_r2") is not None:
-            facts.append(f"best validation R² {status['valid_r2']:.3f}")
+        if status.get("valid") is not None:
+            facts.append(f"best validation {status['valid_name']} {status['valid']:.3f}")
         facts += [f"<span style='color:{COLORS.get(n, '#cc79a7')}'>held-out R² of {html.escape(n)} {r2:.3f}</span>"
                   for n, r2 in self._dashed.items()]
         if run.error:

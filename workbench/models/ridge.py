@@ -50,10 +50,10 @@ class Ridge(SpikeModel):
         chosen = {}
         for session, *parts in zip(sessions, train, valid, strict=True):
             (x, y), (x_valid, y_valid) = (self._samples(session, part) for part in parts)
-            maps = _solve(x, y, self.PENALTIES)
+            maps = solve(x, y, self.PENALTIES)
             scores = [np.nan_to_num(np.nanmean(r2(y_valid, x_valid @ w[:-1] + w[-1])), nan=-np.inf) for w in maps]
             chosen[session.id] = float(self.PENALTIES[int(np.argmax(scores))])
-            both = _solve(np.concatenate([x, x_valid]), np.concatenate([y, y_valid]), [chosen[session.id]])[0]
+            both = solve(np.concatenate([x, x_valid]), np.concatenate([y, y_valid]), [chosen[session.id]])[0]
             with torch.no_grad():
                 self.maps[known_session(session.id, self.sessions)].copy_(torch.from_numpy(both))
         return chosen
@@ -99,7 +99,7 @@ class Ridge(SpikeModel):
         return x, y
 
 
-def _solve(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[np.ndarray]:
+def solve(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[np.ndarray]:
     """Ridge maps [features + 1, outputs], last row the bias, one a penalty; by features or samples, the fewer.
 
     One product serves every penalty: it is most of the work.

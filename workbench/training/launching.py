@@ -203,5 +203,5 @@ def _progress(status: dict[str, Any]) -> tuple[str, int | None, int | None]:
 def _scores(status: dict[str, Any]) -> str:
     if status.get("stage", "").startswith("baseline"):                  # the loss is the main model's
         return ""
-    shown = {name: status.get(key) for key, name in (("loss", "loss"), ("valid_r2", "validation R²"))}
+    shown = {"loss": status.get("loss"), f"validation {status.get('valid_name')}": status.get("valid")}
     return "".join(f", {name} {value:.3g}" for name, value in shown.items() if value is not None)

@@ -69,12 +69,13 @@ def copy(model: nn.Module) -> Weights:
 
 
 def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder: Path, *,
-        evaluate: Callable[[nn.Module], float], report: Callable[..., None], log: Callable[[str], None],
-        stopping: Callable[[], bool]) -> dict[str, Any]:
+        evaluate: Callable[[nn.Module], float], higher: bool, report: Callable[..., None],
+        log: Callable[[str], None], stopping: Callable[[], bool]) -> dict[str, Any]:
     """Train `model` in place and leave it with its best weights.
 
-    batches(k) → the SpikeBatch of step k; evaluate(model) → validation R²; report(**fields) is called every step;
-    stopping() says whether to save and raise Stopped. Returns {best_step, valid_r2, seconds}; raises Diverged.
+    batches(k) → the SpikeBatch of step k; evaluate(model) → its score on the validation part, of which `higher` (or
+    lower) is better; report(**fields) is called every step; stopping() says whether to save and raise Stopped.
+    Returns {best_step, valid, seconds}; raises Diverged.
     """
     optim, budget = recipe.optim, recipe.budget
     device = next(model.parameters()).device
@@ -129,19 +130,20 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         row = {"step": step, **row, "lr": lr, "spikes_per_s": spikes / taken, "data_wait": waited / taken}
         if step % budget.eval_every == 0 or step == budget.steps:
             with using(model, ema) as averaged:
-                row["valid_r2"] = evaluate(averaged)
-                if best is None or row["valid_r2"] > best["valid_r2"] or math.isnan(best["valid_r2"]):
-                    best = {"step": step, "valid_r2": row["valid_r2"], "weights": copy(averaged)}
+                row["valid"] = evaluate(averaged)
+                if best is None or math.isnan(best["valid"]) or \
+                        (row["valid"] > best["valid"] if higher else row["valid"] < best["valid"]):
+                    best = {"step": step, "valid": row["valid"], "weights": copy(averaged)}
         # The row before the checkpoint: a kill between the two then costs a repeated row, never a missing one.
         storage.append(folder / "metrics.jsonl", {**row, "seconds": time.perf_counter() - began})
         if step % budget.checkpoint_every == 0 or step == budget.steps:
             save()
         report(step=step, steps=budget.steps, loss=row["loss"], spikes_per_s=row["spikes_per_s"],
-               valid_r2=best["valid_r2"] if best else None)
+               valid=best["valid"] if best else None)
 
     model.load_state_dict(best["weights"])
     model.eval()
-    return {"best_step": best["step"], "valid_r2": best["valid_r2"], "seconds": time.perf_counter() - began}
+    return {"best_step": best["step"], "valid": best["valid"], "seconds": time.perf_counter() - began}
 
 
 def fastest_threads(model: nn.Module, batches: Callable[[int], Any]) -> int:

@@ -95,7 +95,8 @@ class Recipe(_Part):
     """What to train on what, and how. See the classes of its parts for their settings.
 
     `data`: one or more catalog names or paths of recordings. `target`: the series to decode; None: the only one there
-    is. `baselines`: shipped recipes that run on the same data and split afterwards, each with its own changes.
+    is. A model that decodes nothing needs none; where one is named, a linear probe reads it off the model.
+    `baselines`: shipped recipes that run on the same data and split afterwards, each with its own changes.
     """
 
     name: str = ""

@@ -60,7 +60,8 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What the run said of itself last: state, stage, step, steps, valid_r2, spikes_per_s, time, error."""
+        """What the run said of itself last: state, stage, step, steps, valid, valid_name, spikes_per_s, time,
+        error. `valid`: the best score so far on the validation part; `valid_name`: "R²" or "loss"."""
         return storage.read_json(self.path / "status.json") or {"state": "queued"}
 
     @property
@@ -91,8 +92,9 @@ class Run:
         return status.get("error", "")
 
     def metrics(self) -> pd.DataFrame:
-        """One row a step: loss, lr, grad_norm, spikes_per_s, data_wait (share of the time), now and then valid_r2.
+        """One row a step: loss, lr, grad_norm, spikes_per_s, data_wait (share of the time), and now and then valid.
 
+        `valid` is the score on the validation part, whose name is status["valid_name"].
         Rows that a resumed run went over again count once.
         """
         return newest_rows(storage.rows(self.path / "metrics.jsonl")[0])
@@ -113,16 +115,21 @@ class Run:
         return result
 
     def scores(self) -> pd.DataFrame:
-        """Held-out R² of the run's model and of each baseline, one row a model: r2, r2_causal, both per dimension."""
+        """The held-out scores of the run's model and of each baseline, one row a model.
+
+        r2, r2_causal, both per dimension, where there is a target; of models that decode nothing what else was
+        measured: loss (never to be compared between models), bits per spike.
+        """
         result, rows, own = self.result(), {}, self.recipe.model.name
         own = f"{own} (this run)" if own in result["baselines"] else own
         for name, scores in {own: result["scores"], **result["baselines"]}.items():
             if "error" in scores:                                       # a baseline that could not be trained
                 continue
-            score = scores[result["protocol"]["target"]]
-            rows[name] = {"r2": score["r2"], "r2_causal": score["r2_causal"],
-                          **{f"{key}_{i}": value for key in ("r2", "r2_causal")
-                             for i, value in enumerate(score[f"{key}_per_dim"])}}
+            score = scores.get(result["protocol"]["target"], {})
+            rows[name] = {key: score[key] for key in ("r2", "r2_causal") if key in score}
+            rows[name] |= {f"{key}_{i}": value for key in ("r2", "r2_causal")
+                           for i, value in enumerate(score.get(f"{key}_per_dim", ()))}
+            rows[name] |= {k: v for k, v in scores.get("spikes", {}).items() if isinstance(v, float)}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
     def model(self) -> nn.Module:
@@ -206,20 +213,23 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         recipe, status, state = self.recipe, self.status, self.state
         result = storage.read_json(self.path / "result.json")
-        target = next(iter(result["scores"])) if result else recipe.target
+        target = result["protocol"]["target"] if result else recipe.target
+        scores = result["scores"] if result else {}
         data = recipe.data if isinstance(recipe.data, list) else [recipe.data]
         return {"state": state, "recipe": recipe.name, "model": recipe.model.name,
                 "data": ", ".join(Path(d).name for d in data), "target": target, "step": status.get("step"),
-                "steps": status.get("steps"), "valid_r2": status.get("valid_r2"),
-                "test_r2": result["scores"][target]["r2"] if result else None,
+                "steps": status.get("steps"), "valid": status.get("valid"),
+                "valid_name": status.get("valid_name"), "test_r2": scores.get(target, {}).get("r2"),
+                "test_bits": scores.get("spikes", {}).get("bits_per_spike"),
                 "started": datetime.fromtimestamp(status["started"]).replace(microsecond=0)
                 if "started" in status else None}
 
     def __repr__(self) -> str:
         facts = self._facts()
         step = f", step {facts['step']:,} of {facts['steps']:,}" if facts["step"] and facts["steps"] else ""
-        named = {"validation": facts["valid_r2"], "held-out": facts["test_r2"]}
-        score = "".join(f", {name} R² {value:.3f}" for name, value in named.items() if value is not None)
+        named = {f"validation {facts['valid_name']}": facts["valid"], "held-out R²": facts["test_r2"],
+                 "held-out bits per spike": facts["test_bits"]}
+        score = "".join(f", {name} {value:.3f}" for name, value in named.items() if value is not None)
         why = f": {self.error}" if facts["state"] in ("failed", "lost") else ""
         return f"Run {str(self.path)!r} is {facts['state']}: {facts['model']} on {facts['data']}{step}{score}{why}"
 
@@ -244,7 +254,8 @@ def newest_rows(rows: list[dict]) -> pd.DataFrame:
 def runs(folder: str | Path = "runs") -> pd.DataFrame:
     """The runs in a folder, newest first: one row a run, its path as the index. `Run(path)` opens one."""
     found = {str(p.parent): _facts_or_why_not(p.parent) for p in Path(folder).glob("*/recipe.yaml")}
-    columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid_r2", "test_r2", "started", "error"]
+    columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid", "valid_name", "test_r2",
+               "test_bits", "started", "error"]
     table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("run")
     table = table.astype({"step": "Int64", "steps": "Int64", "started": "datetime64[s]"})
     return table.sort_values("started", ascending=False)

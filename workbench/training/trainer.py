@@ -26,12 +26,11 @@ from filelock import FileLock, Timeout
 
 import workbench
 from workbench import models
-from workbench.analysis import decoding
 from workbench.catalog import open_recordings
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.models.base import parameters
 from workbench.session import Session, inside
-from workbench.training import loop, storage
+from workbench.training import loop, objectives, storage
 from workbench.training.recipe import Recipe
 from workbench.windows import RandomWindows, split
 
@@ -50,7 +49,7 @@ class Reporter:
     def __init__(self, folder: Path, on_step: Callable[[dict], None] | None):
         self.folder, self.on_step, self.beat = folder, on_step, 0.0
         old = storage.read_json(folder / "status.json") or {}
-        self.status = {k: old[k] for k in ("started", "step", "steps", "valid_r2") if old.get(k) is not None}
+        self.status = {k: old[k] for k in ("started", "step", "steps", "valid", "valid_name") if old.get(k) is not None}
         self.status.setdefault("started", time.time())
         self(state="running", pid=os.getpid(), host=socket.gethostname(), stage="opening the recordings")
 
@@ -151,7 +150,8 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
     if twice:
         raise CannotTrain(f"two of the recordings are called {twice!r}, and a model could not tell their units apart; "
                           "give them names of their own in a catalog")
-    target = _target(recipe, sessions)
+    kind = models.get(recipe.model.name)
+    target = _target(recipe, sessions, needed=objectives.needs_target(kind))
     parts = [split(s, **recipe.split.model_dump()) for s in sessions]
     for session, part in zip(sessions, parts, strict=True):
         _check_session(session, target, part)
@@ -167,13 +167,14 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
                           "device=null for the best there is") from None
     with _machine(threads, recipe.seed):
         # Whatever a model takes from the recording (rates, the scale of the target), it takes from the training part.
+        given = {"target": target} if target is not None and objectives.takes_target(kind) else {}
         model = models.build(recipe.model.name, [s.within(part) for s, part in zip(sessions, train_parts, strict=True)],
-                             target=target, **recipe.model.settings)
+                             **given, **recipe.model.settings)
         solved = hasattr(model, "fit")
         if not solved:
-            windows = RandomWindows(sessions, train_parts, duration=model.window, seed=recipe.seed, targets=(target,),
-                                    align=target if model.bin_size else None, batch_size=recipe.batch.size,
-                                    **recipe.batch.model_dump(exclude={"size"}))
+            windows = RandomWindows(sessions, train_parts, duration=model.window, seed=recipe.seed,
+                                    targets=tuple(given.values()), align=target if model.bin_size else None,
+                                    batch_size=recipe.batch.size, **recipe.batch.model_dump(exclude={"size"}))
         if threads is None:
             choose = not solved and device == "cpu"
             threads = loop.fastest_threads(model, windows.batch) if choose else torch.get_num_threads()
@@ -195,16 +196,15 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
             chosen = model.fit(sessions, train_parts, valid_parts)
             found = {"chosen": chosen, "seconds": time.perf_counter() - began}
         else:
-            report(stage="training")
+            report(stage="training", valid_name=objectives.valid_name(model))
             model = model.to(device)
             found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
-                             # Four windows over every sample choose as well as twenty, in a fifth of the time.
-                             evaluate=lambda m: decoding.score(m, sessions, valid_parts, target, causal=False,
-                                                               step=m.window / 4)["r2"])
+                             evaluate=lambda m: objectives.valid(m, sessions, valid_parts, target),
+                             higher=model.decodes)
         trained = time.perf_counter()
         report(stage="scoring held-out time")
         _save_model(model, folder / "model")
-        scores = dict(decoding.score(model, sessions, test_parts, target))
+        scores, scoring = objectives.held_out(model, sessions, train_parts, valid_parts, test_parts, target)
 
     # Training counts over all attempts; reading and scoring once.
     wall = (began - opened) + found["seconds"] + (time.perf_counter() - trained)
@@ -212,14 +212,14 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         "recordings": resolved["recordings"], "simulated": any(s.simulated for s in sessions), "target": target,
         "split": resolved["split"],
         "windows": {"duration": model.window, "batch_size": None if solved else recipe.batch.size},
-        "scoring": scores.pop("protocol", None), "seed": recipe.seed, "steps": None if solved else recipe.budget.steps,
-        "best_step": found.get("best_step"), "valid_r2": found.get("valid_r2"),
-        "chosen": found.get("chosen"),
+        "scoring": scoring, "seed": recipe.seed, "steps": None if solved else recipe.budget.steps,
+        "best_step": found.get("best_step"), "valid": found.get("valid"),
+        "valid_name": None if solved else objectives.valid_name(model), "chosen": found.get("chosen"),
         "parameters": parameters(model), "wall_s": round(wall, 2),
         "machine": {"threads": threads, "device": device, "cores": os.cpu_count(), "system": platform.platform()},
         "versions": resolved["versions"],
     }
-    return {"scores": {target: scores}, "protocol": protocol}
+    return {"scores": scores, "protocol": protocol}
 
 
 def _settings(model: torch.nn.Module) -> dict[str, Any]:
@@ -228,10 +228,12 @@ def _settings(model: torch.nn.Module) -> dict[str, Any]:
     return {k: v for k, v in config.items() if not (isinstance(v, list | tuple) and any(isinstance(i, str) for i in v))}
 
 
-def _check_session(session: Session, target: str, parts: dict[str, np.ndarray]) -> None:
-    """Spikes to decode from, and in every part a behaviour that varies: without them a score means nothing."""
+def _check_session(session: Session, target: str | None, parts: dict[str, np.ndarray]) -> None:
+    """Spikes to learn from, and in every part a behaviour that varies: without them a score means nothing."""
     if not len(session.spike_times):
-        raise CannotTrain(f"{session.id} has no spikes to decode from; choose a recording of spikes")
+        raise CannotTrain(f"{session.id} has no spikes to learn from; choose a recording of spikes")
+    if target is None:
+        return
     series = session.get_series(target)
     for name, part in parts.items():
         values = series.values[inside(series.times, part)]
@@ -243,8 +245,10 @@ def _check_session(session: Session, target: str, parts: dict[str, np.ndarray]) 
                               "scored there; choose another target or other shares (split.test=, split.valid=)")
 
 
-def _target(recipe: Recipe, sessions: list[Session]) -> str:
-    """The series to decode; every session has to have it."""
+def _target(recipe: Recipe, sessions: list[Session], needed: bool) -> str | None:
+    """The series to decode, or to probe for where a model needs none; every session has to have it."""
+    if recipe.target is None and not needed:
+        return None
     there = set.intersection(*(set(s.series) for s in sessions))
     if not any(s.series for s in sessions):
         names = ", ".join(s.id for s in sessions)

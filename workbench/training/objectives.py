@@ -1,0 +1,121 @@
+"""What a run is chosen by and scored by: what its model does, on time that it was not trained on.
+
+    decodes         chosen by the R² of the target                 scores[target]: R², averaged and causal
+    anything else   chosen by its own loss on fixed windows        scores["spikes"]: loss
+                    where a target is named                        scores[target]: the same R², of a linear probe
+    reconstructs                                                   scores["spikes"]: co-smoothing, bits per spike
+
+Losses of different models are different things: they say which weights of one run are best, never which model is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import Parameter, signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from workbench.analysis import cosmoothing, decoding, probe
+from workbench.batch import Reader
+from workbench.errors import BadRecording
+from workbench.session import Session
+from workbench.windows import aligned, sliding
+
+MOST = 256                                                              # windows that a loss is the mean of
+DRAWS = 3                                                               # of held-out units
+
+
+def takes_target(kind: type) -> bool:
+    """Whether a model is built for a series of the recording."""
+    return "target" in signature(kind.for_sessions).parameters
+
+
+def needs_target(kind: type) -> bool:
+    """Whether it cannot be built without one."""
+    return takes_target(kind) and signature(kind.for_sessions).parameters["target"].default is Parameter.empty
+
+
+def valid_name(model: nn.Module) -> str:
+    """The name of what `valid` returns."""
+    return "R²" if model.decodes else "loss"
+
+
+def valid(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndarray], target: str | None) -> float:
+    """What the best weights are chosen by: R², the higher the better, or the loss, the lower the better."""
+    if model.decodes:                                                   # four windows over every sample choose as well
+        return decoding.score(model, sessions, parts, target, causal=False, step=model.window / 4)["r2"]
+    return own_loss(model, sessions, parts, target)
+
+
+def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.ndarray], valid: Sequence[np.ndarray],
+             test: Sequence[np.ndarray], target: str | None) -> tuple[dict[str, dict], str]:
+    """The scores on the test part, by target and under "spikes", and how they were measured."""
+    scores: dict[str, dict[str, Any]] = {}
+    if model.decodes:
+        scores[target] = decoding.score(model, sessions, test, target)
+    elif target is not None and (probed := probe.fit(model, sessions, train, valid, target)):
+        found = decoding.score(probed, sessions, test, target)
+        scores[target] = found | {"protocol": f"ridge from {probed.source} in the sample's bin, fitted to the training "
+                                  f"part, penalty chosen on the validation part; {found['protocol']}"}
+    if not model.decodes:
+        scores["spikes"] = {"loss": own_loss(model, sessions, test, target), "protocol":
+                            f"the model's own loss, the mean of windows of {model.window:g} s of the held-out time"}
+    if model.reconstructs:
+        own = scores.get("spikes", {})
+        found = _co_smoothing(model, sessions, test, target)
+        told = [score["protocol"] for score in (own, found) if "protocol" in score]
+        scores["spikes"] = own | found | {"protocol": " · ".join(told)}
+    return scores, " · ".join([score.pop("protocol") for score in scores.values()])
+
+
+def _co_smoothing(model: nn.Module, sessions: Sequence[Session], test: Sequence[np.ndarray],
+                  target: str | None) -> dict[str, Any]:
+    """Bits per spike of units that the model is not shown, the mean of draws, then of sessions."""
+    own, each = getattr(model, "_hub_mixin_config", {}).get("held_out") or [], []
+    for session, part in zip(sessions, test, strict=True):
+        names = [unit for unit in session.units["id"] if f"{session.id}/{unit}" in own]
+        try:
+            draws = [names] if names else [cosmoothing.draw_held_out(session, seed=seed) for seed in range(DRAWS)]
+            found = [cosmoothing.cosmooth(model, session, part, held, align=target) for held in draws]
+        except BadRecording as error:                                   # too few units, too short: the rest stands
+            return {"protocol": f"no bits per spike ({error})"}
+        each.append([np.mean([one[key] for one in found]) for key in ("bits_per_spike", "running_mean")])
+    bits, drift = np.mean(each, axis=0)
+    drawn = "" if own else f", the mean of {DRAWS} draws"
+    return {"bits_per_spike": float(bits), "running_mean_bits": float(drift), "protocol": found[0]["protocol"] + drawn}
+
+
+@torch.no_grad()
+def own_loss(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndarray], target: str | None = None, *,
+             seed: int = 0, batch_size: int = 16) -> float:
+    """The mean of the model's loss over windows side by side in `parts` ([n, 2] seconds, one array a session).
+
+    The same windows and the same random numbers (a masked model hides something in evaluation too) at every call.
+    """
+    reader = Reader(sessions, (target,) if target is not None else ())
+    starts = [sliding(_edges(model, s, part, target), model.window, model.window)
+              for s, part in zip(sessions, parts, strict=True)]
+    session, starts = np.repeat(np.arange(len(sessions)), [len(s) for s in starts]), np.concatenate(starts)
+    if len(starts) > MOST:
+        chosen = np.linspace(0, len(starts) - 1, MOST).round().astype(int)
+        session, starts = session[chosen], starts[chosen]
+    device, training, total = next(model.parameters()).device, model.training, 0.0
+    model.eval()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for at in np.array_split(np.arange(len(starts)), -(-len(starts) // batch_size)):
+            batch = reader.read(session[at], starts[at], model.window).to(device)
+            total += model.loss(batch)["loss"].item() * len(at)
+    model.train(training)
+    return total / len(starts)
+
+
+def _edges(model: nn.Module, session: Session, part: np.ndarray, target: str | None) -> np.ndarray:
+    """Bins of counts lie around the target's samples, as in training."""
+    if target is None or not model.bin_size:
+        return part
+    series = session.get_series(target)
+    return aligned(part, series.times, series.interval, model.window)
