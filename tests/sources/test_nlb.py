@@ -85,6 +85,18 @@ def test_held_out_units_splits_and_observed_time_are_kept(train):
     np.testing.assert_allclose(session.intervals, [[0, 1.2], [1.7, 2.9], [3.5, 5.4]])
 
 
+@pytest.mark.parametrize("written", [[b"False", b"True", b"False", b"True"], np.array([0, 1, 0, 1], np.int8),
+                                     [np.nan, 1.0, 0.0, 1.0]])
+def test_held_out_is_the_same_however_it_is_written(train, written):
+    with h5py.File(train, "a") as file:
+        about = dict(file["units/heldout"].attrs)
+        del file["units/heldout"]
+        column = file["units"].create_dataset("heldout", data=written)
+        for name, value in about.items():
+            column.attrs[name] = value
+    assert nlb.read(train).units["heldout"].tolist() == [False, True, False, True]
+
+
 def test_regions_come_from_the_electrodes_or_where_told_from_the_ids(train):
     assert nlb.read(train).units["region"].tolist() == ["M1", "M1", "PMd", "PMd"]
     assert nlb.read(train, arrays=["PMd", "M1"]).units["region"].tolist() == ["PMd", "PMd", "M1", "M1"]

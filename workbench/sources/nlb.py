@@ -23,6 +23,7 @@ from workbench.errors import BadRecording
 from workbench.session import Series, Session
 from workbench.sources import nwb
 
+TRUE = ("true", "1", "1.0")                                            # however a file writes it; "False" is text too
 OFF_GRID = 0.25                                                         # of a step: further off is another clock
 
 
@@ -40,8 +41,8 @@ def read(path: str | Path, *, id: str | None = None, series: Sequence[str] | Non
     name = id or re.sub(r"^sub-|_(behavior\+)?ecephys$", "", path.stem)
     session = nwb.read(path, id=name, series=series)
     units = session.units
-    held = units["heldout"] if "heldout" in units else np.zeros(len(units), bool)
-    units = units.assign(heldout=np.asarray(held).astype(bool))
+    held = units["heldout"].astype(str).str.lower().isin(TRUE) if "heldout" in units else False
+    units = units.assign(heldout=held)
     if arrays is not None:
         units = units.assign(region=_by_id(units["id"], arrays, path))
     gridded = {name: _on_grid(name, signal, path) for name, signal in session.series.items()}
