@@ -88,6 +88,9 @@ def test_trials_are_in_seconds_or_in_samples(folder):
     assert list(trials["picture"]) == ["a.png", "b.png"]
     (folder / "trials.csv").write_text("start_sample,stop_sample\n30000,45000\n")
     assert quietly(folder).trials.to_numpy().tolist() == [[1.0, 1.5]]
+    for text in ("start,stop\n", "start,stop\n,\n"):                    # a spreadsheet leaves empty rows
+        (folder / "trials.csv").write_text(text)
+        assert not len(quietly(folder).trials)
     (folder / "trials.csv").write_text("start,stop\n1,2\n3,\n,6\n")
     with pytest.warns(UserWarning, match="2 of 3 trials"):
         assert phy.read(folder).trials.to_numpy().tolist() == [[1, 2]]

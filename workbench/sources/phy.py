@@ -156,7 +156,7 @@ def _trials(file: Path, rate: float) -> pd.DataFrame:
     found = {}
     for name, known in TRIALS.items():
         column = next((c for k in known for c in (k, f"{k}_sample") if c in table), None)
-        if column is None or not pd.api.types.is_numeric_dtype(table[column]):
+        if column is None or not (table.empty or pd.api.types.is_numeric_dtype(table[column])):
             raise BadRecording(f"{file} needs a column of numbers {name} in seconds, or {name}_sample in samples; it "
                                f"has {', '.join(table)}")
         found[name] = table.pop(column).to_numpy(np.float64) / (rate if column.endswith("_sample") else 1.0)
@@ -171,7 +171,7 @@ def _trials(file: Path, rate: float) -> pd.DataFrame:
 
 def _table(file: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(file, sep="\t" if file.suffix == ".tsv" else ",")
+        return pd.read_csv(file, sep="\t" if file.suffix == ".tsv" else ",").dropna(how="all", ignore_index=True)
     except (ValueError, OSError) as error:
         raise BadRecording(f"{file} cannot be read as a table ({str(error).splitlines()[0]}); save it again with a "
                            "line of column names") from error
