@@ -153,7 +153,7 @@ def test_the_folder_of_one_probe_is_read_once_and_not_by_each_of_its_sorters(tru
 
 
 def test_a_folder_of_several_sessions_is_not_merged_into_one(flat):
-    with pytest.raises(BadRecording, match="give the folder of one session"):
+    with pytest.raises(BadRecording, match="give one session's folder"):
         alf.read(flat.parent)
 
 

@@ -289,6 +289,14 @@ def test_an_unknown_session_and_a_silent_server_are_told_apart(alyx, tmp_path, m
         ibl.fetch(NAME, tmp_path / "files", "http://127.0.0.1:9")
 
 
+def test_a_session_of_behaviour_alone_is_told_as_one_without_spikes(alyx, truth, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALYX_TOKEN", "t0ken")
+    for file in list(truth.alf.rglob("spikes.*")):
+        file.unlink()
+    with pytest.raises(BadRecording, match="has no spikes"):
+        quietly(ibl.fetch, NAME, tmp_path / "files", alyx.url)
+
+
 def test_a_fetch_that_was_cut_is_no_session_and_goes_on(alyx, truth, tmp_path, monkeypatch):
     monkeypatch.setenv("ALYX_LOGIN", "me")
     monkeypatch.setenv("ALYX_PASSWORD", "right")

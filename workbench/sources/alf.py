@@ -8,8 +8,7 @@ Names are `_namespace_object.attribute.extension`; of each the newest revision c
 and one flat folder of files (as the Cortex Lab publishes) are read alike. `assemble` is shared with
 `workbench.sources.ibl`, where ONE-api finds the files. Layout: ALF specification (int-brain-lab.github.io/ONE, MIT).
 Region ids are those of the Allen Mouse Brain Common Coordinate Framework, structure graph 1 (Wang et al. 2020,
-doi:10.1016/j.cell.2020.04.007); allen_regions.csv lists the acronym of each, as
-iblatlas 1.3.0 (MIT) gives them.
+doi:10.1016/j.cell.2020.04.007); allen_regions.csv lists their acronyms, as iblatlas 1.3.0 (MIT) gives them.
 """
 
 from __future__ import annotations
@@ -110,10 +109,13 @@ def read(path: str | Path, *, id: str | None = None, probes: list[str] | None = 
     """
     path = folder(path)
     if not recognises(path):
-        raise BadRecording(f"{path} has no spikes.times*.npy, neither in it nor in a probe folder of alf; give the "
-                           "folder of one session")
+        raise _no_spikes(path)
     return assemble(Folder(path), id=id or session_id(path), subject=subject(path), probes=probes, sorters=sorters,
                     min_label=min_label, in_brain=in_brain, wheel_rate=wheel_rate)
+
+
+def _no_spikes(where: str | Path) -> BadRecording:
+    return BadRecording(f"{where} has no spikes.times*.npy, in it or in a probe folder of alf; give one session's folder")
 
 
 def folder(path: str | Path) -> Path:
@@ -169,6 +171,8 @@ def _collections(source: Source, probes: list[str] | None, sorters: tuple[str, .
         if not parts or parts[0] in (*SORTERS, *sorters):               # the folder of one probe was given
             parts = ["", *parts]
         found.setdefault(parts[0], {})["/".join(parts[1:])] = collection
+    if not found:
+        raise _no_spikes(source.where)
     for probe in probes or ():
         if probe not in found:
             raise UnknownName("probe", probe, found, where=source.where)
