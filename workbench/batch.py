@@ -106,13 +106,13 @@ class SpikeBatch:
     def counts(self, bin_size: float) -> Tensor:
         """Spikes per bin [B, N, T] float32, N the most units of any window; `unit_mask` tells padding from silence."""
         bins, n = self.bins(bin_size), int(self.unit_offsets.diff().max())
-        cell = (self.windows * n + self.units) * bins + self._bin(bin_size, bins)
+        cell = (self.windows * n + self.units) * bins + self.spike_bins(bin_size)
         return torch.bincount(cell, minlength=len(self) * n * bins).view(len(self), n, bins).float()
 
     def neurons(self, bin_size: float) -> Tensor:
         """One token a unit: its binned activity over the window, packed [U, T] in the order of `window_units`."""
         bins = self.bins(bin_size)
-        cell = self.spikes().units * bins + self._bin(bin_size, bins)
+        cell = self.spikes().units * bins + self.spike_bins(bin_size)
         return torch.bincount(cell, minlength=len(self.window_units) * bins).view(-1, bins).float()
 
     def patches(self, k: int, bin_size: float) -> Tensor:
@@ -129,8 +129,10 @@ class SpikeBatch:
                                "bin size that divides them")
         return bins
 
-    def _bin(self, bin_size: float, bins: int) -> Tensor:
-        # A spike on an edge belongs to the later bin, also where float32 has put it a hair before the edge.
+    def spike_bins(self, bin_size: float) -> Tensor:
+        """The bin of every spike [S]; one on an edge belongs to the later bin."""
+        bins = self.bins(bin_size)
+        # float32 may have put it a hair before the edge.
         hair = max(1e-5, 1.2e-7 * self.duration / bin_size)
         return (self.times.double() / bin_size + hair).floor().long().clamp_(0, bins - 1)
 

@@ -38,8 +38,7 @@ class Mask(NamedTuple):
 
     def of_spikes(self, batch: SpikeBatch) -> SpikeBatch:
         """The batch without the hidden spikes."""
-        bins = self.hidden.shape[2]
-        at = (batch.times * (bins / batch.duration) + 1e-4).long().clamp_(max=bins - 1)
+        at = batch.spike_bins(batch.duration / self.hidden.shape[2])
         return batch.drop(self.hidden[batch.windows, batch.units, at])
 
 
@@ -80,7 +79,7 @@ def _by_region(mode: str, unit_mask: Tensor, ratio: float, regions: Tensor | Non
                              "units a column 'region', or leave the region modes out")
     known = unit_mask & (regions >= 0)
     # One region a window, every region of the window with the same chance: the one with the highest of random numbers.
-    number = torch.rand(len(regions), int(regions.max()) + 1, device=regions.device)
+    number = torch.rand(len(regions), max(int(regions.max()) + 1, 1), device=regions.device)
     lot = number.gather(1, regions.clamp(min=0)).masked_fill(~known, -1)
     inside = known & (lot == lot.max(1, keepdim=True).values)
     if not (known & ~inside).any(1).all():
