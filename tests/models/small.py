@@ -4,4 +4,6 @@ SMALL = {
     "poyo": dict(dim=32, depth=1, latents=4, head_dim=16, cross_heads=2, self_heads=2, dropout=0.0),
     "gru": dict(dim=32),
     "ridge": {},
+    "ndt1": dict(dim=32, depth=2, bin_size=0.05),
+    "stndt": dict(dim=32, depth=2, bin_size=0.05),
 }
