@@ -5,6 +5,7 @@ from pathlib import Path
 
 import alf_folder
 import numpy as np
+import pandas as pd
 import pytest
 
 from workbench.catalog import open_recording, open_recordings
@@ -78,6 +79,8 @@ def test_the_wheel_is_interpolated_before_its_velocity_is_taken(truth):
     assert position.rate == 100 and position.unit == "rad" and velocity.unit == "rad/s"
     np.testing.assert_allclose(position.values[:, 0], 0.25 * position.times)
     np.testing.assert_allclose(velocity.values, 0.25)
+    with pytest.raises(BadRecording, match="wheel_rate is 0"):
+        quietly(alf.read, truth.session, wheel_rate=0)
 
 
 def test_the_session_its_alf_folder_and_one_probe_open_as_they_are(truth, monkeypatch):
@@ -115,6 +118,8 @@ def replace(file: Path, values) -> None:
     (lambda home: replace(home / "#2024-05-06#" / "spikes.times.npy", np.array([{}] * 600)), "Python objects"),
     (lambda home: replace(home / "#2024-05-06#" / "spikes.times.npy", np.arange(600.0) * 3e4), "probably samples"),
     (lambda home: (home / "clusters.metrics.pqt").write_bytes(b"PAR1"), "cannot be read"),
+    (lambda home: pd.DataFrame({"cluster_id": [0, 0]}).to_parquet(home / "clusters.metrics.pqt"), "which is whose"),
+    (lambda home: pd.DataFrame({"label": [1.0, 1]}).to_parquet(home / "clusters.metrics.pqt"), "2 rows for 6 clusters"),
 ])
 def test_files_that_do_not_fit_together_are_told_in_one_sentence(truth, damage, words):
     damage(truth.alf / "probe00" / "pykilosort")

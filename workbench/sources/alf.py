@@ -115,7 +115,7 @@ def read(path: str | Path, *, id: str | None = None, probes: list[str] | None = 
 
 
 def _no_spikes(where: str | Path) -> BadRecording:
-    return BadRecording(f"{where} has no spikes.times*.npy, in it or in a probe folder of alf; give one session's folder")
+    return BadRecording(f"{where} has no spikes.times*.npy, nor have probes in its alf; give one session's folder")
 
 
 def folder(path: str | Path) -> Path:
@@ -173,9 +173,8 @@ def _collections(source: Source, probes: list[str] | None, sorters: tuple[str, .
         found.setdefault(parts[0], {})["/".join(parts[1:])] = collection
     if not found:
         raise _no_spikes(source.where)
-    for probe in probes or ():
-        if probe not in found:
-            raise UnknownName("probe", probe, found, where=source.where)
+    for probe in {*(probes or ())} - {*found}:
+        raise UnknownName("probe", probe, found, where=source.where)
     chosen = {}
     for probe in sorted(found) if probes is None else probes:
         sorter = next((s for s in sorters if s in found[probe]), None)
@@ -254,10 +253,11 @@ def _with_metrics(units: pd.DataFrame, metrics: pd.DataFrame | None, where: str)
     """The units with the columns of clusters.metrics by cluster_id: its rows need be neither all nor in order."""
     if metrics is None:
         return units
-    if "cluster_id" in metrics:
-        if metrics["cluster_id"].duplicated().any():
-            raise BadRecording(f"{where}: clusters.metrics has two rows of one cluster_id; fetch it again")
-        metrics = metrics.set_index("cluster_id")
+    named = "cluster_id" in metrics
+    if metrics["cluster_id"].duplicated().any() if named else len(metrics) != len(units):
+        raise BadRecording(f"{where}: clusters.metrics has {len(metrics)} rows for {len(units)} clusters and no "
+                           "cluster_id that says which is whose; fetch it again")
+    metrics = metrics.set_index("cluster_id" if named else units["cluster"].to_numpy())
     metrics = metrics.drop(columns=[c for c in metrics if c in units]).reindex(units["cluster"])
     return pd.concat([units, metrics.reset_index(drop=True)], axis=1)
 
