@@ -201,6 +201,7 @@ def test_only_variables_that_the_mapping_names_are_read_and_what_only_matlab_rea
     with h5py.File(tmp_path / "a.mat", "r+") as file:
         raw = file.create_dataset("raw", shape=(10**6, 10**5), dtype="f8", chunks=(1, 10**5))     # 800 GB
         raw.attrs["MATLAB_class"] = np.bytes_("double")
+        file["cell"].attrs["MATLAB_class"] = "cell"                     # text, as programs other than MATLAB write it
         names = file.create_dataset("names", data=np.arange(3, dtype=np.uint32)[:, None])
         names.attrs["MATLAB_class"], names.attrs["MATLAB_object_decode"] = np.bytes_("string"), np.int32(3)
     assert_right(mat.read(tmp_path / "a.mat", spikes="cell", time_unit="ms"))

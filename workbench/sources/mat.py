@@ -275,7 +275,7 @@ def _from_v5(value: Any) -> Any:
 def _from_hdf5(file: h5py.File, node: h5py.Group | h5py.Dataset) -> Any:
     if isinstance(node, h5py.Group):
         return {name: _from_hdf5(file, node[name]) for name in node}
-    kind = node.attrs.get("MATLAB_class", b"").decode()
+    kind = np.bytes_(node.attrs.get("MATLAB_class", b"")).decode()                  # other programs write it as text
     if "MATLAB_object_decode" in node.attrs:
         return _Object(kind)
     if node.attrs.get("MATLAB_empty", 0):
