@@ -194,6 +194,13 @@ def test_a_file_whose_presentations_are_all_left_out_or_gone_still_opens(file):
     assert len(allen.read(file).stimuli) == 0
 
 
+def test_a_presentation_without_an_end_in_invalid_times_is_left_out_too(file):
+    with h5py.File(file, "r+") as f:
+        f["intervals/flashes_presentations/stop_time"][:] = np.nan
+    shown = allen.read(file).stimuli.query("stimulus == 'flashes'")
+    assert 60.5 not in shown["start"].tolist() and 62 in shown["start"].tolist()
+
+
 def test_a_file_without_invalid_times_is_valid_throughout(file):
     with h5py.File(file, "r+") as f:
         del f["intervals/invalid_times"]
@@ -230,6 +237,21 @@ def test_what_was_not_recorded_is_absent_and_never_zero(file, gone):
             del f["processing"][module]
     left = {"pupil", "pupil_area", "gaze"} if gone == "running" else {"running_speed"}
     assert set(allen.read(file).series) == left
+
+
+def test_an_eye_whose_times_are_lost_costs_its_series_and_no_spikes(file, session):
+    with h5py.File(file, "r+") as f:
+        f["processing/raw_gaze_mapping/eye_area/timestamps"][...] = np.nan
+    with pytest.warns(UserWarning, match=r"left out the series pupil \(2,940 of 2,940 times do not increase"):
+        again = allen.read(file)
+    assert set(again.series) == {"running_speed"} and len(again.spike_times) == len(session.spike_times)
+    with h5py.File(file, "r+") as f:
+        raw = f["processing/raw_gaze_mapping/eye_area"]
+        del raw["timestamps"], raw["data"]
+        raw["data"] = np.zeros(2000)
+        raw["timestamps"] = np.arange(2000) / 30
+    with pytest.warns(UserWarning, match=r"series gaze \(2,940 samples for 2,000 times"):
+        assert set(allen.read(file).series) == {"running_speed"}
 
 
 # Pictures

@@ -195,6 +195,14 @@ def test_the_region_comes_from_the_electrode_and_then_from_its_group(store):
     assert "z" not in session.units  # all zero: nobody measured it
 
 
+@pytest.mark.parametrize("group", ["See electrode locations", "None", " "])
+def test_a_group_that_names_no_place_is_no_region(store, group):
+    nwb = lab_file()
+    add_electrodes(nwb, group=group)
+    session = Session.from_nwb(store(add_units(nwb, electrodes=[[0], [1], [2]])))
+    assert session.units["region"].tolist() == ["CA1", "unknown", "unknown"]
+
+
 def test_the_region_comes_from_the_group_of_a_unit_without_electrodes(store):
     nwb = lab_file()
     group = nwb.create_electrode_group("tetrode", description="d", location="SUB", device=nwb.create_device("drive"))

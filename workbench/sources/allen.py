@@ -162,7 +162,7 @@ def _stimuli(file: NWBFile, spoiled: np.ndarray, images: str | None, name: str) 
     whole = whole[[*first, *(c for c in whole if c not in first and not whole[c].isna().all())]]
     touched = np.zeros(len(whole), bool)
     for start, stop in spoiled:
-        touched |= ((whole["start"] < stop) & (whole["stop"] > start)).to_numpy()
+        touched |= ((whole["start"] < stop) & ~(whole["stop"] <= start)).to_numpy()     # one without an end touches
     if touched.any():
         warnings.warn(f"{name}: {touched.sum():,} of {len(whole):,} presentations touch invalid times and are left out",
                       stacklevel=3)
@@ -234,18 +234,22 @@ def _series(file: NWBFile) -> dict[str, Series]:
     if fits is not None:
         ellipse = nwb_tables.scalars(fits)
         pupil = np.stack([ellipse["center_x"], ellipse["center_y"], 2 * ellipse["width"], 2 * ellipse["height"]], 1)
-        found["pupil"] = _eye("pupil", times, pupil, "pixels", ("x", "y", "width", "height"))
+        found |= _eye("pupil", times, pupil, "pixels", ("x", "y", "width", "height"))
     best = raw | module("filtered_gaze_mapping")                        # filtered: blinks are NaN
     if "pupil_area" in best:
         area = best["pupil_area"]
-        found["pupil_area"] = _eye("pupil_area", times, area.data[:][:, None], area.unit, ())
+        found |= _eye("pupil_area", times, area.data[:][:, None], area.unit, ())
     if "screen_coordinates" in best:
-        found["gaze"] = _eye("gaze", times, best["screen_coordinates"].data[:][:, ::-1], "cm", ("x", "y"))
+        found |= _eye("gaze", times, best["screen_coordinates"].data[:][:, ::-1], "cm", ("x", "y"))
     return found
 
 
-def _eye(name: str, times: np.ndarray, values: np.ndarray, unit: str, columns: tuple[str, ...]) -> Series:
-    if len(times) != len(values):
-        raise BadRecording(f"{name} has {len(values):,} samples for {len(times):,} times of raw_gaze_mapping/eye_area; "
-                           "the file is damaged, fetch it again")
-    return Series(*nwb_series.increasing(name, times, values), unit, columns)
+def _eye(name: str, times: np.ndarray, values: np.ndarray, unit: str, columns: tuple[str, ...]) -> dict[str, Series]:
+    """The series by its name; nothing, with a warning, where its samples have no times: the spikes are good."""
+    try:
+        if len(times) != len(values):
+            raise ValueError(f"{len(values):,} samples for {len(times):,} times of raw_gaze_mapping/eye_area")
+        return {name: Series(*nwb_series.increasing(name, times, values), unit, columns)}
+    except ValueError as error:
+        warnings.warn(f"left out the series {name} ({error})", stacklevel=2)
+        return {}

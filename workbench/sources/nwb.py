@@ -39,7 +39,7 @@ REGIONS = ("region", "location", "brain_area", "brain_region", "area", "brain_lo
            "ecephys_structure_acronym", "acronym", "structure")
 DEPTHS = ("depth", "probe_vertical_position", "rel_y")
 IMAGES = ("image", "image_index", "image_id", "picture", "stimulus_index", "frame")
-NOWHERE = ("", "unknown", "none", "nan", "n/a", "null")
+NOWHERE = ("", "unknown", "none", "nan", "n/a", "null", "see electrode locations")     # the last in Allen's files
 
 
 def write(session: Session, path: str | Path) -> Path:
@@ -207,8 +207,9 @@ def _unit_table(nwb: NWBFile, table: DynamicTable, ids: list[str]) -> pd.DataFra
     said = next((names[name] for name in texts), None)                  # an area in pixels is no region
     region = metrics.pop(said) if said else electrodes.get("location", np.full(len(ids), "", object))
     region = np.array([str(r).strip() for r in region], object)
-    nowhere = np.array([r.lower() in NOWHERE for r in region], bool)
-    region[nowhere] = electrodes.get("group_location", np.full(len(ids), "unknown", object))[nowhere]
+    for other in (electrodes.get("group_location", region), np.full(len(ids), "unknown", object)):
+        nowhere = np.array([r.strip().lower() in NOWHERE for r in region], bool)
+        region[nowhere] = other[nowhere]
     if len(ids) and (region == "unknown").all():
         warnings.warn(f"no region is given for the units of {nwb.identifier}: neither a column of the units nor the "
                       "location of an electrode; every region is 'unknown'", stacklevel=2)
@@ -268,10 +269,7 @@ def without(session: Session, invalid: np.ndarray) -> Session:
 
 
 def _shown(nwb: NWBFile, trials: pd.DataFrame, stimuli: pd.DataFrame, pictures: str) -> pd.DataFrame:
-    """The stimuli with `image`: from an IndexSeries, else a column of the presentations, else one of the trials.
-
-    A column that counts beyond the pictures, as from 1, says nothing of them, and a warning says so.
-    """
+    """The stimuli with `image`: from an IndexSeries, else a column of the presentations, else one of the trials."""
     indexed = nwb_series.index_series(nwb, pictures)
     if indexed is not None:
         return indexed
@@ -280,7 +278,7 @@ def _shown(nwb: NWBFile, trials: pd.DataFrame, stimuli: pd.DataFrame, pictures: 
         column = next((name for name in IMAGES if name in table), None)
         if column and table[column].dtype.kind in "iuf":
             image = np.nan_to_num(table[column].to_numpy(np.float64), nan=-1.0)
-            if image.max(initial=-1) >= many:
+            if image.max(initial=-1) >= many:                           # it counts from 1, or something else
                 beyond.append(f"{column} (up to {image.max():g})")
             elif (image == np.floor(image)).all():
                 rows = table if table is stimuli else table[["start", "stop"]]
