@@ -67,14 +67,27 @@ def local(path, id="lab", **more) -> dict:
 # What is shipped
 
 
-def test_every_shipped_dataset_has_a_licence_a_title_and_a_small_sample_that_may_be_passed_on():
-    catalog = open_catalog()
-    assert {"reach-sim", "mc_maze_small"} <= set(catalog)
-    for dataset in catalog.values():
-        assert dataset.title and dataset.license and dataset.species
-        if dataset.sample:
-            assert dataset.redistribution == "allowed"
-    assert sum(d.sample.size_mb for d in catalog.values() if d.sample) < 100
+def test_every_shipped_dataset_has_what_a_user_must_know_or_says_why_not():
+    for name, dataset in open_catalog().items():
+        assert dataset.title and dataset.license and dataset.species and dataset.access, name
+        assert dataset.citation or dataset.simulated, name
+        assert dataset.size_gb is not None or "Size: " in dataset.notes, name
+        assert bool(dataset.sample) + dataset.simulated + ("No sample: " in dataset.notes) == 1, name
+
+
+def test_samples_are_small_and_may_be_passed_on():
+    samples = {name: dataset for name, dataset in open_catalog().items() if dataset.sample}
+    assert {"mc_maze_small", "falcon_m2"} <= set(samples)
+    for name, dataset in samples.items():
+        assert dataset.redistribution == "allowed" and dataset.sample.size_mb <= 1000 * dataset.size_gb, name
+    assert sum(dataset.sample.size_mb for dataset in samples.values()) < 100
+
+
+def test_what_a_licence_allows_and_forbids_is_not_confused():
+    for name, dataset in open_catalog().items():
+        if dataset.redistribution == "allowed":                         # an open licence, named as SPDX does
+            assert dataset.license in ("CC0-1.0", "CC-BY-4.0"), name
+    assert open_catalog()["falcon_h1"].redistribution == "forbidden"    # its data use agreement, whatever else is said
 
 
 def test_the_simulated_recording_opens_without_a_network_or_a_cache(tmp_path):

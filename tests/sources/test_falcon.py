@@ -12,7 +12,7 @@ from pynwb import NWBHDF5IO, NWBFile, TimeSeries
 from pynwb.behavior import BehavioralTimeSeries
 from pynwb.file import Subject
 
-from workbench import models
+from workbench import models, open_catalog
 from workbench.analysis.falcon_decoder import FalconDecoder
 from workbench.batch import Reader
 from workbench.errors import BadRecording, UnknownName
@@ -184,6 +184,15 @@ def test_h2_counts_become_spikes_that_are_known_to_20_ms(tmp_path):
 def test_every_task_says_which_bins_are_scored(tmp_path, make):
     scored = falcon.read(make(tmp_path)).get_series("eval_mask")
     assert scored.values[:21, 0].tolist() == ([0] + [1] * 9) * 2 + [0]
+
+
+def test_a_file_that_the_user_has_opens_by_name_and_brings_its_licence(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "falcon_m2").mkdir(parents=True)
+    m2(tmp_path / "data" / "falcon_m2")
+    session = open_catalog().open("falcon_m2")
+    assert (session.id, session.license) == ("MonkeyN-held-in-calib_ses-2020-10-19-Run1", "CC-BY-4.0")
 
 
 @pytest.mark.parametrize("make", [m2, h1, lambda folder: h2(folder)[0]])

@@ -10,7 +10,8 @@ layouts are from the dandisets' file listings and from falcon-challenge 1.0.2 (M
 
 Every series has its samples at the centres of the benchmark's 20 ms bins, so that bins of that width which start half a
 step before a sample are those of the evaluator. What DANDI calls subjects are the splits of one subject: calibration
-and minival files come as `split` of the trials.
+and minival files come as `split` of the trials. Minival files are pieces of the held-in calibration files, there to try
+a submission: whoever trains on the latter and scores on the former scores on data that was trained on.
 """
 
 from __future__ import annotations
