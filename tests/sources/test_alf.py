@@ -98,6 +98,14 @@ def test_a_flat_folder_without_clusters_or_regions_is_a_session_too(flat):
     np.testing.assert_allclose(session.series["wheel_velocity"].values, 3 / 25.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_samples_of_the_wheel_may_be_counted_from_nought_or_from_one(flat, first):
+    alf_folder.save(flat, wheel__timestamps=np.array([[first, 0], [first + 2499, 24.99]]),
+                    wheel__position=np.arange(2500.0)[:, None])
+    position = quietly(alf.read, flat).series["wheel_position"]
+    np.testing.assert_allclose(position.values[:, 0], 100 * position.times, atol=1e-9)
+
+
 def test_files_with_the_uuids_of_the_archive_in_their_names_are_the_same_files(truth, same):
     before = quietly(alf.read, truth.session)
     for i, file in enumerate([*truth.alf.rglob("*.npy"), *truth.alf.rglob("*.pqt")]):

@@ -5,10 +5,10 @@
     alf/_ibl_trials.*, _ibl_wheel.*, licks.*, <side>Camera.* → trials, series (`workbench.sources.alf_behavior`)
 
 Names are `_namespace_object.attribute.extension`; of each the newest revision counts. A session folder, its alf folder
-and one flat folder of files (as the Cortex Lab publishes) are read alike. `assemble` is shared with
-`workbench.sources.ibl`, where ONE-api finds the files. Layout: ALF specification (int-brain-lab.github.io/ONE, MIT).
-Region ids are those of the Allen Mouse Brain Common Coordinate Framework, structure graph 1 (Wang et al. 2020,
-doi:10.1016/j.cell.2020.04.007); allen_regions.csv lists their acronyms, as iblatlas 1.3.0 (MIT) gives them.
+and one flat folder of files are read alike (of the Cortex Lab's flat ones, channels.brainLocation and annotations of
+clusters are not read). `workbench.sources.ibl`, where ONE-api finds the files, shares `assemble`. Layout: the ALF
+specification (int-brain-lab.github.io/ONE, MIT). Regions: Allen Mouse Brain Common Coordinate Framework (Wang et al.
+2020, doi:10.1016/j.cell.2020.04.007); allen_regions.csv has their acronyms, as iblatlas 1.3.0 (MIT) gives them.
 """
 
 from __future__ import annotations

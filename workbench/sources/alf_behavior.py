@@ -74,8 +74,8 @@ def _wheel(source, rate: float) -> dict[str, Series]:
     if not rate > 0:
         raise BadRecording(f"wheel_rate is {rate}; give the samples per second that the wheel should have")
     position, times = np.ravel(wheel["position"]).astype(np.float64), np.asarray(wheel["timestamps"], np.float64)
-    if times.ndim == 2 and times.shape[1] == 2:                         # (sample, time) of the first and the last
-        times = np.interp(np.arange(len(position)), times[:, 0], times[:, 1])
+    if times.ndim == 2 and times.shape[1] == 2:                         # (sample, time) of the first, ... and the last
+        times = np.interp(times[0, 0] + np.arange(len(position)), times[:, 0], times[:, 1])     # counted from 0 or 1
     times = np.ravel(times)
     if len(times) != len(position):
         raise BadRecording(f"{source.where}: {len(position):,} wheel.position and {len(times):,} wheel.timestamps; "
