@@ -6,4 +6,6 @@ SMALL = {
     "ridge": {},
     "ndt1": dict(dim=32, depth=2, bin_size=0.05),
     "stndt": dict(dim=32, depth=2, bin_size=0.05),
+    "lfads": dict(encoder=24, initial=8, controller=16, inputs=2, generator=24, factors=12, bin_size=0.1, drop=0.5,
+                  dropout=0.0),
 }

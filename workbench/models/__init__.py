@@ -12,7 +12,8 @@ from typing import get_type_hints
 from workbench.errors import UnknownName, WorkbenchError
 
 _MODELS = {"poyo": "POYO", "ridge": "Ridge", "gru": "GRU",
-           "ndt1": "NDT1", "stndt": "STNDT"}
+           "ndt1": "NDT1", "stndt": "STNDT",
+           "lfads": "LFADS"}
 _VERBS = ("decodes", "reconstructs", "forecasts", "generates", "embeds")
 
 
