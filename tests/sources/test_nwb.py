@@ -163,6 +163,15 @@ def test_the_region_comes_from_a_column_of_the_units(store, column):
     assert session.units["region"].tolist() == ["V1", "LM", "AL"] and session.units["snr"].tolist() == [1, 2, 3]
 
 
+def test_units_that_list_electrodes_of_several_places_are_told_of(store):
+    nwb = lab_file()
+    add_electrodes(nwb, ("CA1", "CA1", "DG"))
+    path = store(add_units(nwb, electrodes=[[0, 1], [2, 1, 0], []]))
+    with pytest.warns(UserWarning, match="^1 units list electrodes of several locations; each is placed at the first"):
+        session = Session.from_nwb(path)
+    assert session.units["region"].tolist() == ["CA1", "DG", "unknown"]
+
+
 def test_an_area_in_numbers_is_a_metric_and_no_region(store):
     nwb = lab_file()
     add_electrodes(nwb)

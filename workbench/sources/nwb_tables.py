@@ -98,7 +98,10 @@ def _values(column, where: str) -> np.ndarray | None:
 
 
 def electrodes(nwb: NWBFile, table: DynamicTable) -> dict[str, np.ndarray]:
-    """What the first electrode of every unit says: location, group_location, group_name [n] text, depth, x, y, z."""
+    """What the first electrode of every unit says: location, group_location, group_name [n] text, depth, x, y, z.
+
+    Warns of units that list electrodes of several locations: a file that lists all of a probe says nothing of them.
+    """
     n = len(table.id)
     where, rows = _first_electrodes(nwb, table)
     if where is None:
@@ -127,13 +130,27 @@ def _first_electrodes(nwb: NWBFile, table: DynamicTable) -> tuple[DynamicTable |
         if not isinstance(column, VectorIndex):
             return column.table, np.asarray(column.data[:], np.int64)
         rows, many = np.full(n, -1, np.int64), counts(column, f"{table.name}.electrodes")
-        rows[many > 0] = np.asarray(column.target.data[:], np.int64)[(np.cumsum(many) - many)[many > 0]]
+        flat = np.asarray(column.target.data[:], np.int64)
+        rows[many > 0] = flat[(np.cumsum(many) - many)[many > 0]]
+        _tell_of_several(column.target.table, flat, np.repeat(np.arange(n), many))
         return column.target.table, rows
     peak = scalars(table).get("peak_channel_id")
     if peak is not None and nwb.electrodes is not None:
         at = {int(electrode): row for row, electrode in enumerate(nwb.electrodes.id[:])}
         return nwb.electrodes, np.array([at.get(int(channel), -1) for channel in peak], np.int64)
     return None, np.empty(0, np.int64)
+
+
+def _tell_of_several(where: DynamicTable, rows: np.ndarray, units: np.ndarray) -> None:
+    locations = scalars(where).get("location")
+    known = (rows >= 0) & (rows < len(where.id))
+    if locations is None or not known.any():
+        return
+    place = np.unique(locations.astype(str), return_inverse=True)[1][rows[known]]
+    several = (np.bincount(np.unique(np.stack([units[known], place]), axis=1)[0]) > 1).sum()
+    if several:
+        warnings.warn(f"{several:,} units list electrodes of several locations; each is placed at the first it lists",
+                      stacklevel=2)
 
 
 def events(nwb: NWBFile) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
