@@ -17,6 +17,8 @@ _PLACES = {
     "Run": "workbench.training.run",
     "launch": "workbench.training.run",
     "runs": "workbench.training.run",
+    "adapt": "workbench.training.adaptation",
+    "compare": "workbench.analysis.comparison",
     "notebook": "workbench.display",
     "WorkbenchError": "workbench.errors",
 }

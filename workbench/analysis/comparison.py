@@ -1,0 +1,258 @@
+"""Models side by side: the same recordings, split and budget, one row a model, in a folder that can be gone on with.
+
+    models ─► a recipe each, on the same data, target, split, seed and budget ─► a Run each, in folder/<model>/
+           ─► scores, parameters, time per step, latency, cost of a new session ─► folder/rows/<model>.json ─► table
+
+The folder is the comparison: called again with it, `compare` trains what is not trained yet, from the last checkpoint
+on, and measures what has no row. `workbench.runs(folder)` lists its runs, `load(folder)` gives the table as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from workbench import windows
+from workbench.catalog import open_recordings
+from workbench.errors import WorkbenchError
+from workbench.session import Session, overlap
+from workbench.training import storage
+from workbench.training.launching import launch, new_folder
+from workbench.training.recipe import Recipe
+from workbench.training.run import Run
+
+if TYPE_CHECKING:
+    import holoviews as hv
+
+COLUMNS = ["r2", "r2_causal", "bits_per_spike", "parameters", "steps", "step_ms", "train_s", "latency_ms", "adapt_how",
+           "adapt_s", "adapt_parameters", "adapt_r2", "run", "error"]
+EVERY = 0.05                                                            # seconds between two live predictions
+
+
+class CannotCompare(WorkbenchError, ValueError):
+    """Models that were not, or could not be, measured under the same conditions."""
+
+
+class Stopped(WorkbenchError):
+    """The comparison was interrupted; what it has done is kept."""
+
+
+def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Path | Recipe | Run],
+            sessions: str | Path | Session | Iterable[str | Path | Session], *, target: str | None = None,
+            budget: int | Mapping[str, Any] | None = None, split: Mapping[str, Any] | None = None, seed: int = 0,
+            adapt_to: str | Path | Session | None = None, labels: float = 120.0,
+            adapt: Mapping[str, Any] | None = None, folder: str | Path | None = None) -> pd.DataFrame:
+    """Train (or load) every model on the same recordings and return one row a model; see `plot`.
+
+    models     names of models or shipped recipes, recipe files, Recipes, folders of finished runs; or {label: one}
+    sessions   catalog names, paths, or Sessions
+    target     the series to decode, or to probe for in models that decode nothing
+    budget     steps for every model, or settings of `Recipe.budget`; None: what each recipe has. `split`: the same way
+    adapt_to   another session: every model that can is adapted to its first `labels` seconds, scored on its test part
+               `adapt`: settings of `workbench.adapt`; it says how where it says so, else each model's own first way
+    folder     None: a new one under runs/
+
+    r2 (windows averaged) and r2_causal: held-out R². bits_per_spike: co-smoothing, of models that reconstruct.
+    latency_ms: a prediction every 50 ms on one core: of a model that streams its next step, else a whole window.
+    step_ms, train_s: of this machine, as busy as it was. A model that cannot be trained keeps its error as its row.
+    Raises CannotCompare for a folder, or a run, of other conditions; Stopped after an interrupt.
+    """
+    folder = Path(folder).expanduser() if folder is not None else new_folder("compare")
+    data, new = _kept(sessions, folder), None if adapt_to is None else _kept(adapt_to, folder)
+    same: dict[str, Any] = {"data": data, "target": target, "split": dict(split or {}), "seed": seed}
+    if isinstance(budget, int):                                         # eight looks, whatever a recipe's own rhythm
+        budget = {"steps": budget, "eval_every": max(budget // 8, 1)}
+    asked = {label: _recipe_or_run(what, same, budget) for label, what in _labelled(models).items()}
+    _agree(folder, storage.as_json({**same, "budget": budget, "adapt_to": new, "labels": labels,
+                                     "adapt": dict(adapt or {})}))
+    for label, what in asked.items():
+        place = folder / "rows" / f"{label}.json"
+        if place.is_file():
+            continue
+        try:
+            run = what if isinstance(what, Run) else launch(what, on="here", run=folder / label)
+            if run.state != "finished":
+                raise Stopped(f"the comparison stopped while {label!r} was {run.state}; the same call with folder="
+                              f"{str(folder)!r} goes on from there")
+            row = _measure(run, open_recordings(data), same)
+            if new is not None:
+                row |= _adaptation(run, open_recordings(new)[0], same, labels, dict(adapt or {}))
+        except (Stopped, CannotCompare):
+            raise
+        except WorkbenchError as error:                                 # told, and tried again next time
+            row = {"error": str(error)}
+            storage.write_json(folder / "rows" / f"{label}.failed.json", row)
+            continue
+        (folder / "rows" / f"{label}.failed.json").unlink(missing_ok=True)
+        storage.write_json(place, row)
+    return load(folder)
+
+
+def load(folder: str | Path) -> pd.DataFrame:
+    """The table of a comparison as far as it has come, the best R² first."""
+    files = sorted(Path(folder).expanduser().glob("rows/*.json"))
+    rows = {path.name.removesuffix(".json").removesuffix(".failed"): storage.read_json(path) for path in files}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("model")
+    table = table.astype({c: float for c in COLUMNS if c not in ("adapt_how", "run", "error")})
+    table = table.sort_values(["r2", "bits_per_spike"], ascending=False, kind="stable")
+    table.attrs["folder"] = str(folder)
+    return table
+
+
+def plot(table: pd.DataFrame) -> hv.Layout:
+    """The table as bars of each score that it holds, and R² against latency."""
+    import holoviews as hv
+    import holoviews.plotting.bokeh  # registers the backend
+    data, scores = table.reset_index(), {"r2": "held-out R²", "bits_per_spike": "co-smoothing, bits per spike"}
+    bars = []
+    for column, label in scores.items():
+        there = data.dropna(subset=[column])
+        if len(there):
+            bars.append(hv.Bars(there, "model", (column, label)).opts(
+                width=420, height=300, xrotation=45, color="#0072b2", tools=["hover"], toolbar="above"))
+    there = data.dropna(subset=["r2", "latency_ms"])
+    cost = [("latency_ms", "ms a prediction, one core"), ("r2", "held-out R²")]
+    points = hv.Points(there, cost, ["model", "parameters"]).opts(
+        width=420, height=300, logx=True, size=9, color="#d55e00", tools=["hover"], toolbar="above")
+    names = hv.Labels(there, cost, "model").opts(text_font_size="9pt", text_align="left", text_color="#333333")
+    return hv.Layout([*bars, points * names]).cols(2)
+
+
+def latency(model, session: Session, *, number: int = 40) -> float:
+    """Milliseconds of one core for one live prediction: median over `number` of them, spikes already in memory.
+
+    A model with `stream` takes only the newest spikes; every other one looks at its whole window again.
+    """
+    import torch
+
+    from workbench.batch import Reader
+    reader = Reader([session], () if getattr(model, "target", None) is None else (model.target,))
+    model, spent, first = model.to("cpu").eval(), [], float(session.intervals[0, 0])
+    stream = model.stream(session) if hasattr(model, "stream") else None
+    length = model.bin_size if stream else model.window
+    with _one_thread(), torch.inference_mode():
+        for k in range(number):
+            batch = reader.read([0], [first + k * (length if stream else EVERY)], length)
+            start = time.perf_counter()
+            stream.step(batch.times, batch.units) if stream else model(batch)
+            spent.append(time.perf_counter() - start)
+    return 1000 * float(np.median(spent[number // 4:]))                # the first ones warm up
+
+
+def _measure(run: Run, sessions: Sequence[Session], same: dict) -> dict[str, Any]:
+    """One row of the table."""
+    result, target = run.result(), same["target"]
+    protocol = result["protocol"]
+    parts = {s.id: {k: v.round(6) for k, v in windows.split(s, **same["split"]).items()} for s in sessions}
+    if protocol["split"] != storage.as_json(parts) or (target and protocol["target"] not in (None, target)):
+        raise CannotCompare(f"{run.path} was trained or scored on another split, recording or target than this "
+                            "comparison's; train it anew (give its recipe), or compare it elsewhere")
+    metrics = run.metrics()
+    scores = result["scores"].get(protocol["target"], {})
+    return {"r2": scores.get("r2"), "r2_causal": scores.get("r2_causal"),
+            "bits_per_spike": result["scores"].get("spikes", {}).get("bits_per_spike"),
+            "parameters": protocol["parameters"], "steps": protocol["steps"], "train_s": protocol["wall_s"],
+            "step_ms": 1000 * metrics["seconds"].diff().median() if "seconds" in metrics else None,
+            "latency_ms": latency(run.model(), sessions[0]), "run": str(run.path)}
+
+
+def _adaptation(run: Run, session: Session, same: dict, labels: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a new session costs, by the way that this model has, and what it is worth there."""
+    from workbench.analysis.decoding import score
+    from workbench.training.adaptation import CannotAdapt, adapt
+    model, parts = run.model().to(_device(run)), windows.split(session, **same["split"])
+    begin = parts["train"][0, 0]
+    known = overlap(parts["train"], np.array([[begin, begin + labels]]))
+    try:
+        found = adapt(model, session, **{"how": "identity" if hasattr(model, "identify") else "identify", **settings},
+                      intervals=known)
+    except WorkbenchError as error:
+        return {"adapt_how": "none" if isinstance(error, CannotAdapt) else f"failed: {error}"}
+    worth = score(model, [session], [parts["test"]], model.target)["r2"] if model.decodes else None
+    return {"adapt_how": found.how, "adapt_s": found.seconds, "adapt_parameters": found.parameters, "adapt_r2": worth}
+
+
+def _device(run: Run) -> str:
+    """Where the run trained, if that is here."""
+    import torch
+    device = run.result()["protocol"]["machine"]["device"]
+    return device if device != "cuda" or torch.cuda.is_available() else "cpu"
+
+
+def _labelled(models: Sequence | Mapping) -> dict[str, Any]:
+    """label → what was asked for. A label is the name of a folder."""
+    if isinstance(models, Mapping):
+        return dict(models)
+    labels = [what if isinstance(what, str) and not Path(what).exists() else
+              what.name if isinstance(what, Recipe) else
+              Path(getattr(what, "path", what)).name.removesuffix(".yaml") for what in models]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise CannotCompare(f"two of the models are called {twice!r}; give them names of their own: {{name: model, …}}")
+    return dict(zip(labels, models, strict=True))
+
+
+def _recipe_or_run(what: str | Path | Recipe | Run, same: dict, budget: Mapping | None) -> Recipe | Run:
+    """A finished run as it is, everything else as a recipe under the conditions of this comparison."""
+    from workbench import models
+    if isinstance(what, Run) or (not isinstance(what, Recipe) and (Path(what) / "recipe.yaml").is_file()):
+        run = what if isinstance(what, Run) else Run(what)
+        run.result()                                                    # NoRun, with the way out, before its end
+        return run
+    if isinstance(what, Recipe):
+        recipe = what
+    elif str(what) in Recipe.available() or Path(what).is_file():
+        recipe = Recipe.load(what)
+    else:
+        models.get(str(what))                                           # UnknownName lists near ones
+        recipe = Recipe(model=str(what), **same)
+    return recipe.with_(**same, baselines={}, **({"budget": dict(budget)} if budget else {}))
+
+
+def _kept(sessions: Any, folder: Path) -> list[str]:
+    """Recordings as names or paths that a recipe can hold; Sessions are put beside the runs."""
+    several = isinstance(sessions, Iterable) and not isinstance(sessions, str | Path)
+    kept = []
+    for one in sessions if several else [sessions]:
+        if isinstance(one, Session):
+            path = folder.resolve() / "sessions" / f"{one.id.replace('/', '_')}.h5"
+            if not path.is_file():
+                one.save(path)
+            elif not np.array_equal(Session.open(path).spike_times, one.spike_times):
+                raise CannotCompare(f"{folder} compares on another session of the name {one.id!r}; choose another "
+                                    "folder")
+            kept.append(str(path))
+        else:
+            path = Path(one).expanduser()
+            kept.append(str(path.resolve()) if path.exists() else str(one))
+    return kept
+
+
+def _agree(folder: Path, conditions: dict[str, Any]) -> None:
+    """One folder, one set of conditions: rows measured under others do not belong into one table."""
+    place = folder / "comparison.json"
+    there = storage.read_json(place)
+    if there is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.write_json(place, conditions)
+    elif other := [key for key in conditions if there.get(key) != conditions[key]]:
+        key = other[0]
+        raise CannotCompare(f"{folder} compares under other conditions ({key} is {there.get(key)!r} there and "
+                            f"{conditions[key]!r} here); choose another folder")
+
+
+@contextmanager
+def _one_thread():
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
