@@ -215,6 +215,17 @@ def test_the_mask_counts_bins_and_needs_no_clock_of_its_own(tmp_path, make):
     np.testing.assert_array_equal(after.values, before.values)
 
 
+@pytest.mark.parametrize("make", [m2, m1])
+def test_a_file_that_does_not_say_when_it_was_observed_was_while_it_has_bins(tmp_path, make):
+    path = make(tmp_path)
+    with h5py.File(path, "a") as file:
+        del file["units/obs_intervals"], file["units/obs_intervals_index"]
+        file["units"].attrs["colnames"] = [name for name in file["units"].attrs["colnames"] if name != "obs_intervals"]
+    session = falcon.read(path)
+    bins = session.get_series("eval_mask").times
+    np.testing.assert_allclose(session.intervals, [[bins[0] - 0.01, bins[-1] + 0.01]])
+
+
 def test_text_kept_as_bytes_is_read_as_text(tmp_path):
     path = h1(tmp_path)
     with h5py.File(path, "a") as file:

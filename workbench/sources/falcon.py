@@ -57,6 +57,7 @@ def read(path: str | Path, *, id: str | None = None) -> Session:
                                    f"{', '.join(signals) or 'nothing'}; read it with the loader nwb")
             series, trials = _kinematics(signals) if task == "H1" else (_series(signals, task), None)
             counts = signals["binned_spikes"]["data"][:] if task == "H2" else None
+            observed = task in ("M1", "M2") and "obs_intervals" in file.get("units", {})
     except KeyError as error:
         raise BadRecording(f"{path}: the layout of FALCON {task} is incomplete ({error.args[0]}); download it "
                            "again") from None
@@ -68,9 +69,7 @@ def read(path: str | Path, *, id: str | None = None) -> Session:
     trials = (session.trials if trials is None else trials).assign(split=split)
     session = replace(session, series=series, trials=trials, subject=subject or session.subject,
                       id=id or re.sub(r"^sub-|_behavior\+ecephys$", "", path.stem))
-    if task == "H1":                                                    # the others say where they were observed
-        session = replace(session, intervals=[[bins[0] - BIN / 2, bins[-1] + BIN / 2]])
-    return session
+    return session if observed else replace(session, intervals=_recorded(bins))
 
 
 def _name(path: Path) -> tuple[str, str]:
@@ -81,6 +80,13 @@ def _name(path: Path) -> tuple[str, str]:
 
 def _centres(signal: h5py.Group, task: str) -> np.ndarray:
     return signal["timestamps"][:].astype(np.float64) + (BIN / 2 if task in STARTS else -BIN / 2)
+
+
+def _recorded(centres: np.ndarray) -> np.ndarray:
+    """Where there are bins [n, 2]; bins that touch are one interval."""
+    breaks = np.flatnonzero(np.diff(centres) > 1.05 * BIN)
+    first, last = centres[np.append(0, breaks + 1)], centres[np.append(breaks, len(centres) - 1)]
+    return np.stack([first - BIN / 2, last + BIN / 2], axis=1)
 
 
 def _series(signals: h5py.Group, task: str) -> dict[str, Series]:
@@ -154,8 +160,6 @@ def _binned(path: Path, centres: np.ndarray, counts: np.ndarray) -> Session:
     nth = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
     times = np.repeat(centres[bins] - BIN / 2, many) + BIN * (nth + 0.5) / np.repeat(many, many)
     order = np.argsort(times, kind="stable")
-    breaks = np.flatnonzero(np.diff(centres) > 1.05 * BIN)
-    first, last = centres[np.append(0, breaks + 1)], centres[np.append(breaks, len(centres) - 1)]
     return Session(id=path.stem, spike_times=times[order], spike_units=np.repeat(units, many)[order], resolution=BIN,
                    units=pd.DataFrame({"id": [str(i) for i in range(counts.shape[1])], "region": HAND_KNOB}),
-                   intervals=np.stack([first - BIN / 2, last + BIN / 2], axis=1), trials=trials, **about)
+                   trials=trials, **about)
