@@ -273,10 +273,11 @@ def test_without_a_login_the_steps_to_one_are_told(alyx, tmp_path, monkeypatch):
 
 def test_a_token_alone_is_a_login(alyx, tmp_path, monkeypatch):
     monkeypatch.setenv("ALYX_TOKEN", "t0ken")
-    assert quietly(ibl.fetch, NAME, tmp_path / "files", alyx.url).name == "001"
+    with pytest.raises(UnknownName):                                    # it was let in, and searched
+        quietly(ibl.fetch, "XX_2019-12-03_001", tmp_path / "files", alyx.url)
     monkeypatch.setenv("ALYX_TOKEN", "old")
     with pytest.raises(NeedsAccount, match="refused the login"):
-        quietly(ibl.fetch, NAME, tmp_path / "others", alyx.url)
+        quietly(ibl.fetch, "XX_2019-12-03_001", tmp_path / "files", alyx.url)
 
 
 def test_an_unknown_session_and_a_silent_server_are_told_apart(alyx, tmp_path, monkeypatch):
