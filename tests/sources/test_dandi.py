@@ -110,6 +110,12 @@ def test_a_version_that_does_not_exist_or_has_no_such_file_is_told_in_one_senten
         dandi.assets("000140", "0.1", "*.h5")
 
 
+def test_a_server_that_is_no_archive_is_told_as_that(archive, monkeypatch):
+    monkeypatch.setattr(dandi, "get_json", lambda *_: {"error": "sign in first"})
+    with pytest.raises(NoNetwork, match=r"127\.0\.0\.1.* is not a DANDI archive.*DANDI_API_URL"):
+        dandi.asset("000140", "0.1", "a.nwb")
+
+
 def test_a_download_is_whole_checked_and_leaves_nothing_beside_it(archive, tmp_path):
     target = fetch(dandi.assets("000140", "0.1")[0], tmp_path / "deep" / "a.nwb")
     assert target.read_bytes() == BODY

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from workbench.errors import DatasetNotAvailable
+from workbench.errors import DatasetNotAvailable, NoNetwork
 from workbench.sources.download import Remote, get_json
 
 API = "https://api.dandiarchive.org/api"
@@ -58,6 +58,9 @@ def _listed(dandiset: str, version: str, **query: str) -> Iterator[Remote]:
     query = {"metadata": "true", "order": "path", "page_size": "100"} | query
     while url:
         page = get_json(url, query)
+        if "results" not in page:
+            raise NoNetwork(f"what answers at {_base()} is not a DANDI archive: it sends no list of files; sign in to "
+                            "the network, or correct DANDI_API_URL, and try again")
         for item in page["results"]:
             digests = (item.get("metadata") or {}).get("digest") or {}
             yield Remote(item["path"], f"{_base()}/assets/{item['asset_id']}/download/", item["size"],
