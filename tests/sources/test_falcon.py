@@ -170,6 +170,16 @@ def test_h1_offset_is_a_time_and_rate_a_step(tmp_path):
     assert len(session.units) == 176 and session.trials["split"].unique().tolist() == ["held_in_minival"]
 
 
+def test_h1_bins_without_a_number_are_of_no_trial(tmp_path):
+    path = h1(tmp_path)
+    with h5py.File(path, "a") as file:
+        file["acquisition/TrialNum/data"][:] = np.repeat([np.nan, 1, np.nan, 2, 3], [20, 100, 30, 100, 100])
+    trials = falcon.read(path).trials
+    assert trials["trial_num"].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(trials["start"], 4.98 + 0.02 * np.array([20, 150, 250]))
+    np.testing.assert_allclose(trials["stop"], 4.98 + 0.02 * np.array([120, 250, 350]))
+
+
 def test_h2_counts_become_spikes_that_are_known_to_20_ms(tmp_path):
     path, counts, times = h2(tmp_path)
     session = falcon.read(path)

@@ -253,7 +253,8 @@ def test_files_that_are_not_as_released_are_refused(tmp_path):
             (None, {"normalise": "test"}, "normalise='test' cannot be had"),
             ({"ALLMAT": np.zeros((24, 5))}, {}, "ALLMAT must have 6 or 7 columns and has 5"),
             ({"ALLMUA": np.zeros((300, 24, 1024))}, {},
-             "ALLMUA must be 1024 × 24 × 300 in MATLAB's order and is 300 × 24 × 1024")):
+             "ALLMUA must be 1024 × 24 × 300 in MATLAB's order and is 300 × 24 × 1024"),
+            ({"ALLMAT": np.zeros((0, 7)), "ALLMUA": np.zeros((1024, 0, 300))}, {}, "and has 7, with 0 presentations")):
         if change:
             whole = {"ALLMAT": table(), "ALLMUA": np.zeros((1024, 24, 300), np.float32), "tb": CLOCK[None]} | change
             matlab(path, **whole)

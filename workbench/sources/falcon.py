@@ -133,8 +133,9 @@ def _kinematics(signals: h5py.Group) -> tuple[dict[str, Series], pd.DataFrame]:
         found[name] = Series(times, values, "", columns if len(columns) == values.shape[1] else ())
     found["eval_mask"] = _mask(signals, times)
     number = signals["TrialNum/data"][:].ravel()
-    first = np.flatnonzero(np.diff(number, prepend=np.nan))
-    last = np.append(first[1:], len(number)) - 1
+    numbered = np.isfinite(number)                                      # a bin without a number is of no trial
+    first = np.flatnonzero(numbered & (number != np.append(np.nan, number[:-1])))
+    last = np.flatnonzero(numbered & (number != np.append(number[1:], np.nan)))
     return found, pd.DataFrame({"start": times[first] - BIN / 2, "stop": times[last] + BIN / 2,
                                 "trial_num": number[first]})
 

@@ -78,9 +78,8 @@ def read(path: str | Path, *, id: str | None = None, monkey: str | None = None, 
         parts = (_released(file, path, images) if released else
                  _trials(file, path, images, _areas(monkey), bin_size, kind == "train", events))
     times, values, stimuli, intervals, spikes, metrics = parts
-    number = np.arange(CHANNELS)
-    ids = [f"{monkey}{channel:04d}" for channel in number]
-    units = pd.DataFrame({"id": ids, "region": _areas(monkey), "array": number // ARRAY + 1, **metrics})
+    ids = [f"{monkey}{channel:04d}" for channel in range(CHANNELS)]
+    units = pd.DataFrame({"id": ids, "region": _areas(monkey), "array": np.arange(CHANNELS) // ARRAY + 1, **metrics})
     name = f"monkey{monkey}-{'norm' if released else 'trials'}"
     text = ("Multi-unit activity, not spikes. Presentations are laid 0.4 s apart in the order of the file, which has "
             f"no clock. Normalised: {kind}.")
@@ -205,8 +204,9 @@ def _mean(file: h5py.File, path: Path, name: str) -> np.ndarray:
 def _trials(file: h5py.File, path: Path, images: list[pd.DataFrame], areas: np.ndarray, bin_size: float | None,
             normalise: bool, events: float | None) -> tuple:
     about = _get(file, path, "ALLMAT", (None, None))[:].astype(np.int64)
-    if len(about) not in (6, 7):
-        raise BadRecording(f"{path}: ALLMAT must have 6 or 7 columns and has {len(about)}; use the file as released")
+    if len(about) not in (6, 7) or not about.size:
+        raise BadRecording(f"{path}: ALLMAT must have 6 or 7 columns and has {len(about)}, with {about.shape[1]} "
+                           "presentations; use the file as released")
     clock = file["tb"][:].ravel().astype(np.float64) if "tb" in file else np.arange(-100.0, 200.0)   # ms
     mua = _get(file, path, "ALLMUA", (len(clock), about.shape[1], CHANNELS))
     order = channel_map(_beside(path, MAP))
