@@ -20,12 +20,12 @@ PARTS = split(NEW)
 
 
 def trained():
-    """A small GRU that decodes the known session."""
-    model = fresh("gru")
+    """A small perceptron that decodes the known session."""
+    model = fresh("mlp")
     windows = RandomWindows([KNOWN], [KNOWN.intervals], duration=model.window, batch_size=4, targets=("vel",),
                             align="vel")
     adam = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for k in range(70):
+    for k in range(60):
         adam.zero_grad()
         model.loss(windows.batch(k))["loss"].backward()
         adam.step()
@@ -152,9 +152,19 @@ def test_an_identity_is_read_off_without_labels_or_gradients():
             self.seen = session.id, intervals
 
     model = Reads()
+    with pytest.raises(CannotAdapt, match=r"keeps no rows of units and sessions.*choose how='identity'"):
+        adapt(model, NEW)
     found = workbench.adapt(model, NEW, "identity", intervals=[[0, 10]])
     assert model.seen[0] == "new" and model.seen[1].tolist() == [[0, 10]]
     assert found.steps == found.parameters == 0 and math.isnan(found.loss)
+
+
+def test_a_model_without_rows_is_fine_tuned_as_a_whole():
+    model = models.build("spint", [KNOWN], target="vel", **SMALL["spint"])
+    before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    found = adapt(model, NEW, "finetune", steps=2, batch_size=2)
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
+    assert found.parameters == sum(p.numel() for p in before.values())
 
 
 def test_the_series_may_be_called_otherwise():
@@ -168,7 +178,7 @@ def test_the_series_may_be_called_otherwise():
 def test_what_cannot_be_done_is_refused_in_a_sentence():
     with pytest.raises(UnknownName, match="no way to adapt 'identfy'; did you mean identify"):
         adapt(fresh("gru"), NEW, "identfy")
-    with pytest.raises(WorkbenchError, match="'ridge' keeps no rows of units and sessions"):
+    with pytest.raises(WorkbenchError, match="'ridge' is solved at once"):
         adapt(models.build("ridge", [KNOWN], target="vel"), NEW)
     with pytest.raises(CannotAdapt, match="'gru' does not read who a unit is"):
         adapt(fresh("gru"), NEW, "identity")

@@ -1,7 +1,8 @@
 """A trained model on a session that it has not met: what of it learns, from what, and what that costs.
 
     identify   the new units' and session's own rows; all else is frozen: unit identification (Azabou et al. 2023, POYO)
-    finetune   the same for the first third of the steps, then everything: the staged schedule of the same paper
+    finetune   the same for the first third of the steps, then everything: the staged schedule of the same paper. A
+               model without such rows learns as a whole from the start
     stitcher   the new session's linear maps alone (ReadIn, ReadOut), in front of and behind a frozen model
     identity   nothing: the model reads the units' identity off their activity, without labels (Le et al. 2025, SPINT)
 
@@ -68,6 +69,8 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
         raise UnknownName("way to adapt", how, WAYS)
     intervals = np.asarray(session.intervals if intervals is None else intervals, float).reshape(-1, 2)
     began = time.perf_counter()
+    if hasattr(model, "fit"):
+        raise CannotAdapt(f"model {model.name!r} is solved at once, not trained in steps; build it for {session.id!r}")
     if how == "identity":
         if not hasattr(model, "identify"):
             raise CannotAdapt(f"model {model.name!r} does not read who a unit is off its activity; choose "
@@ -87,11 +90,15 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
 
 
 def _tables(model: nn.Module, session: Session, how: str, intervals: np.ndarray) -> list[Vocabulary]:
-    """The tables whose rows of this session are free, after the model was extended to it."""
+    """The tables whose rows of this session are free, after the model has met it."""
     stitchers = [m for m in model.modules() if isinstance(m, ReadIn | ReadOut)]
     within = nn.ModuleList(stitchers) if how == "stitcher" else model
     tables = [m for m in within.modules() if isinstance(m, Vocabulary) and m.kind in ("unit", "session")
               and m.weight.requires_grad]
+    if how == "finetune" and not tables:
+        if hasattr(model, "identify"):
+            model.identify(session, intervals)
+        return []
     if not tables:
         rows = "maps of its own for every session" if how == "stitcher" else "rows of units and sessions"
         way = "how='identity'" if hasattr(model, "identify") else "a model that does, or build it for this session"
@@ -106,6 +113,8 @@ def _rows(table: Vocabulary, session: Session) -> torch.Tensor:
 
 def _copy_rows(tables: Sequence[Vocabulary], session: Session, like: Session | str, by: str) -> None:
     """Give the session's units, and the session, the rows of those that they are like."""
+    if not tables:
+        raise CannotAdapt("this model keeps no rows of units that could be lent; leave like= out")
     known = next(t for t in tables if t.kind == "unit")
     if isinstance(like, str):
         ids = [word.removeprefix(f"{like}/") for word in known.words if word.startswith(f"{like}/")]
@@ -138,9 +147,10 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
     free = sum(len(_rows(table, session)) * table.weight.shape[1] for table in tables)
     free += staged * sum(p.numel() for p in rest)
     # Rows do not decay: AdamW would shrink those without a gradient, which are other sessions'.
-    adam = torch.optim.AdamW([{"params": rows, "weight_decay": 0.0, "peak": lr},
-                              {"params": rest, "weight_decay": 0.01, "peak": rest_lr}])
-    released, loss = steps // 3, math.nan
+    groups = [{"params": rows, "weight_decay": 0.0, "peak": lr},
+              {"params": rest, "weight_decay": 0.01, "peak": rest_lr}]
+    adam = torch.optim.AdamW([group for group in groups if group["params"]])
+    released, loss, device = steps // 3 if rows else 0, math.nan, next(model.parameters()).device
     with _only_rows_of(session, tables), _frozen(rest) as release:
         model.train()
         for step in range(steps):
@@ -148,7 +158,7 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
                 release()
             for group in adam.param_groups:
                 group["lr"] = learning_rate(Optim(lr=group["peak"], warmup=max(steps // 20, 1), floor=0.0), step, steps)
-            batch = windows.batch(step).to(rows[0].device)
+            batch = windows.batch(step).to(device)
             found = model.loss(batch)["loss"]
             adam.zero_grad(set_to_none=True)
             found.backward()
