@@ -45,14 +45,14 @@ def softened_cross_entropy(logits: Tensor, counts: Tensor, where: Tensor | None 
     answer has the entropy of the soft target left, not 0. NDT3 (Ye et al. 2025), whose table has an empty last row, so
     that its highest count teaches nothing; here every row is whole.
     """
-    table = poisson_table(logits.shape[-1]).to(logits)
+    table = poisson_table(logits.shape[-1], logits.device).to(logits.dtype)
     each = -(table[counts.long().clamp(max=len(table) - 1)] * logits.log_softmax(-1)).sum(-1)
     return each.mean() if where is None else mean_where(each, where)
 
 
-def poisson_table(classes: int) -> Tensor:
+def poisson_table(classes: int, device: torch.device | None = None) -> Tensor:
     """Row k: the Poisson probabilities, with a mean of k, of the counts 0 to classes − 1, rescaled to sum to 1."""
-    k = torch.arange(classes, dtype=torch.float64)
+    k = torch.arange(classes, dtype=torch.float64, device=device)
     return (torch.xlogy(k, k[:, None]) - torch.lgamma(k + 1)).softmax(-1)
 
 

@@ -31,7 +31,7 @@ def test_the_divergence_of_inputs_is_that_of_two_gaussians_over_all_bins():
     mean, logvar = torch.randn(bins, 2) * 0.3, torch.randn(bins, 2) - 2
     with torch.no_grad():
         model.log_time.copy_(torch.tensor([3.0, 5.0]).log())
-        drawn = mean + torch.randn(20_000, bins, 2) * (logvar / 2).exp()
+        drawn = mean + torch.randn(10_000, bins, 2) * (logvar / 2).exp()
         found = model._input_divergence(drawn, mean.expand_as(drawn), logvar.expand_as(drawn)).mean()
     lag = (torch.arange(bins)[:, None] - torch.arange(bins)).abs()
     want = sum(kl_divergence(MultivariateNormal(mean[:, d], torch.diag(logvar[:, d].exp())),
@@ -143,7 +143,7 @@ def test_it_finds_the_rates_behind_spikes_better_than_smoothing():
                          ramp=300)
     batches = RandomWindows([session], [np.array([[t, t + 1.0] for t in range(120)])], duration=1.0, batch_size=16)
     adam = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0)
-    for k in range(400):
+    for k in range(250):
         loss = model.loss(batches.batch(k))["loss"]
         adam.zero_grad()
         loss.backward()
@@ -152,7 +152,7 @@ def test_it_finds_the_rates_behind_spikes_better_than_smoothing():
     test = Reader([session]).read([0] * 30, np.arange(120.0, 150.0), 1.0)
     with torch.no_grad():
         found = model.eval()(test).log_rates.exp().transpose(1, 2).numpy()
-    true = rates.reshape(150, 50, 30)[120:]
-    smooth = gaussian_filter1d(counts.reshape(150, 50, 30)[120:].astype(float), 2.5, axis=1)
+    true, seen = (each.reshape(150, 50, 30)[120:] for each in (rates, counts.astype(float)))
     fit = lambda x: metrics.r2(true.reshape(-1, 30), x.reshape(-1, 30)).mean()
-    assert fit(found) > 0.8 > fit(smooth) + 0.2
+    smooth = max(fit(gaussian_filter1d(seen, width, axis=1)) for width in (1.5, 2.5, 3.5, 5.0))
+    assert fit(found) > 0.8 and smooth < 0.4
