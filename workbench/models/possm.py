@@ -94,20 +94,20 @@ class POSSM(SpikeModel):
         segment = spikes.windows * chunks + chunk
         empty = (torch.bincount(segment, minlength=len(batch) * chunks) == 0).nonzero()[:, 0]
         distinct, unit = self.units.unit_rows(batch).unique(return_inverse=True)
-        rows = torch.cat([1 + unit[spikes.units], torch.zeros_like(empty)])
+        rows = torch.cat([unit[spikes.units], torch.full_like(empty, len(distinct))])
         times = torch.cat([spikes.times - chunk * self.bin_size, spikes.times.new_zeros(len(empty))])
         x = self._attend(*self.keys_and_values(distinct), rows, times, torch.cat([segment, empty]), len(batch) * chunks)
         return (x + self.encoder_ffn(x)).unflatten(0, (len(batch), chunks))
 
     def keys_and_values(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """What a spike of each unit brings, the blank token in row 0: a part that turns with its time inside the chunk
-        [1 + U, 2 × heads, 2 × pairs], keys and then values, and the rest, of keys and then of values.
+        """What a spike of each unit brings, and in the last row the blank token: a part that turns with its time inside
+        the chunk [U + 1, 2 × heads, 2 × pairs], keys and then values, and the rest, of keys and then of values.
 
         Keys are multiplied by the query already: it is the same in every chunk, and stands at time 0, so that it does
         not turn. The sum over the real parts of a turned key, plus the key's rest, is the spike's score.
         """
         attention, heads, turning = self.encoder, self.encoder.heads, 2 * len(self.rotary.omega)
-        table = attention.norm_context(torch.cat([self.blank, self.units(units)]))
+        table = attention.norm_context(torch.cat([self.units(units), self.blank]))
         k, v = attention.to_kv(table).unflatten(-1, (2, heads, -1)).unbind(1)
         q = attention.to_q(attention.norm(self.query)).view(heads, -1) * k.shape[-1] ** -0.5
         pairs = lambda x: torch.view_as_complex(x[..., :turning].unflatten(-1, (-1, 2)).contiguous())
@@ -178,7 +178,10 @@ class Stream:
 
     @torch.inference_mode()
     def __init__(self, model: POSSM, session: str, units: Sequence[str], at: Sequence[float]):
-        self.model, self.state = model.eval(), model.core.start(1)
+        model.eval()
+        self.rotary, self.core, self.chunk, self.query = model.rotary, model.core, model.bin_size, model.query
+        self.to_out, self.ffn, self.norm = model.encoder.to_out, model.encoder_ffn, model.decoder.norm_context
+        self.state = self.core.start(1)
         self.turning, self.still = model.keys_and_values(model.units.rows(units))
         decoder, heads = model.decoder, model.decoder.heads
         name = model.sessions(model.sessions.rows([session]))[0]
@@ -191,31 +194,29 @@ class Stream:
         self.shape, self.split = scores.shape[:3], scores.shape[:3].numel()                     # lags, times, heads
         self.parts = torch.cat([scores.flatten(0, 2), torch.einsum("ohd,hdw->how", out, to_v).flatten(0, 1)])
         self.level = model.readout(name + decoder.to_out.bias) * model.scale + model.mean
-        silence = decoder.norm_context(name.new_zeros(1, len(name))) @ self.parts.T
-        self.recent = silence.repeat(model.lags, 1)
+        self.recent = (self.norm(name.new_zeros(1, len(name))) @ self.parts.T).repeat(model.lags, 1)
+        self.blank = name.new_zeros(1), torch.tensor([len(units)], device=name.device)
 
     @torch.inference_mode()
     def step(self, times: Tensor, units: Tensor) -> Tensor:
         """The behaviour [at, outputs] of the next chunk, given its spikes: times [S] in seconds from the chunk's start,
         float32, and units [S], rows of the session's unit table.
         """
-        model = self.model
-        if not len(times):
-            times, rows = self.level.new_zeros(1), torch.zeros(1, dtype=torch.long, device=self.level.device)
-        elif not 0 <= times.min() <= times.max() <= model.bin_size or units.min() < 0:
-            raise WorkbenchError(f"a chunk's spikes lie at {times.min():g} to {times.max():g} s; give times from the "
-                                 f"start of their chunk, 0 to {model.bin_size:g} s, and units as rows from 0")
+        if len(times):
+            first, last = (t.item() for t in times.aminmax())
+            if first < 0 or last > self.chunk:
+                raise WorkbenchError(f"the spikes of a chunk lie at {first:g} to {last:g} s; give times from the start "
+                                     f"of their chunk, 0 to {self.chunk:g} s")
         else:
-            rows = units + 1
-        turned, still = rotate_(self.turning[rows], model.rotary(times)[:, None]), self.still[rows]
+            times, units = self.blank
+        turned, still = rotate_(self.turning[units], self.rotary(times)[:, None]), self.still[units]
         keys, values = turned.chunk(2, dim=1)
         weight = (keys[..., ::2].sum(-1) + still[..., 0]).softmax(0)[..., None]
         seen = torch.cat([(values * weight).sum(0), (still[..., 1:] * weight).sum(0)], dim=-1)
-        x = model.query + model.encoder.to_out(seen.view(1, -1))
-        x, self.state = model.core.step(x + model.encoder_ffn(x), self.state)
+        x = self.query + self.to_out(seen.view(1, -1))
+        x, self.state = self.core.step(x + self.ffn(x), self.state)
 
-        new = model.decoder.norm_context(x) @ self.parts.T
-        self.recent = torch.cat([new, self.recent[:-1]])
+        self.recent = torch.cat([self.norm(x) @ self.parts.T, self.recent[:-1]])
         scores, values = self.recent[:, :self.split], self.recent[:, self.split:]
         scores = scores.view(-1, *self.shape).diagonal(dim1=0, dim2=1)                          # [times, heads, lags]
         values = values.unflatten(1, (self.shape[-1], -1)).transpose(0, 1)                      # [heads, lags, outputs]

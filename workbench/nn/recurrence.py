@@ -100,11 +100,14 @@ class S4D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, channels] → [B, L, channels], by FFT; a later x reaches earlier y by rounding (1e-7) only."""
-        length, (turn, gain) = x.shape[1], self._discrete()
-        powers = (turn[..., None] * torch.arange(length, device=x.device)).exp()
+        return filtered(x, self.spectrum(x.shape[1]))
+
+    def spectrum(self, length: int) -> Tensor:
+        """The filter over `length` steps, padded to twice that, in frequencies [length + 1, channels]."""
+        turn, gain = self._discrete()
+        powers = (turn[..., None] * torch.arange(length, device=turn.device)).exp()
         kernel = torch.einsum("cn,cnl->lc", gain, powers).real
-        spectrum = torch.fft.rfft(x, 2 * length, dim=1) * torch.fft.rfft(kernel, 2 * length, dim=0)
-        return torch.fft.irfft(spectrum, 2 * length, dim=1)[:, :length] + self.skip * x
+        return torch.fft.rfft(kernel, 2 * length, dim=0) + self.skip
 
     def start(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """The oscillators at rest [n, channels, half], their turn a step, and their gains."""
@@ -122,6 +125,12 @@ class S4D(nn.Module):
         rate = torch.complex(-self.log_decay.exp(), self.frequency).unflatten(0, self.gain.shape[:2])
         turn = rate * self.log_step.exp()[:, None]
         return turn, 2 * torch.view_as_complex(self.gain) * (turn.exp() - 1) / rate
+
+
+def filtered(x: Tensor, spectrum: Tensor) -> Tensor:
+    """x [B, L, channels] convolved with filters of that spectrum [L + 1, channels]; nothing wraps around."""
+    length = x.shape[1]
+    return torch.fft.irfft(torch.fft.rfft(x, 2 * length, dim=1) * spectrum, 2 * length, dim=1)[:, :length]
 
 
 class _S4DBlock(nn.Module):
