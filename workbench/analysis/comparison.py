@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,10 +134,10 @@ def latency(model, session: Session, *, number: int = 40) -> float:
 
     from workbench.batch import Reader
     reader = Reader([session], () if getattr(model, "target", None) is None else (model.target,))
-    model, spent, first = model.to("cpu").eval(), [], float(session.intervals[0, 0])
+    model, spent, first = deepcopy(model).to("cpu").eval(), [], float(session.intervals[0, 0])
     stream = model.stream(session) if hasattr(model, "stream") else None
     length = model.bin_size if stream else model.window
-    with _one_thread(), torch.inference_mode():
+    with _one_thread(), torch.no_grad():
         for k in range(number):
             batch = reader.read([0], [first + k * (length if stream else EVERY)], length)
             start = time.perf_counter()

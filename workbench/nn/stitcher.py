@@ -20,6 +20,16 @@ def unit_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor:
     return rows.new_zeros(*there.shape, rows.shape[-1]).masked_scatter(there[..., None], rows)
 
 
+def shared_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor | None:
+    """The rows [N, D] where all windows hold the same units: one matrix for the batch, and not a copy a window."""
+    first = batch.window_units[:int(batch.unit_offsets[1])]
+    if not len(first) or len(batch.window_units) != len(batch) * len(first) or \
+            (batch.session != batch.session[0]).any() or (batch.unit_offsets.diff() != len(first)).any() or \
+            (batch.window_units.view(len(batch), -1) != first).any():
+        return None
+    return table(table.unit_rows(batch)[:len(first)])
+
+
 class ReadIn(nn.Module):
     """Activity of each session's units → `dim` shared features; units and sessions are names as in a model."""
 
@@ -30,7 +40,9 @@ class ReadIn(nn.Module):
 
     def forward(self, activity: Tensor, batch: SpikeBatch) -> Tensor:
         """activity [B, N, T], columns as in `batch.counts` → [B, T, dim]."""
-        bias = self.bias(self.bias.session_rows(batch))
+        bias, shared = self.bias(self.bias.session_rows(batch)), shared_weights(batch, self.units)
+        if shared is not None:
+            return activity.transpose(1, 2) @ shared + bias[:, None]
         return torch.baddbmm(bias[:, None], activity.transpose(1, 2), unit_weights(batch, self.units))
 
 
@@ -43,6 +55,9 @@ class ReadOut(nn.Module):
 
     def forward(self, features: Tensor, batch: SpikeBatch) -> Tensor:
         """features [B, T, dim] → [B, N, T]; columns of units that a window lacks hold 0."""
+        shared = shared_weights(batch, self.units)
+        if shared is not None:
+            return torch.nn.functional.linear(features, shared[:, :-1], shared[:, -1]).transpose(1, 2)
         weight = unit_weights(batch, self.units)
         return torch.baddbmm(weight[..., -1:], weight[..., :-1], features.transpose(1, 2))
 

@@ -1,0 +1,47 @@
+"""Maps of sessions: whether they are looked up once for a batch or once a window, the sums are the same."""
+
+import pytest
+import torch
+
+from tests.models.test_models import tuned
+from workbench.batch import Reader
+from workbench.nn import stitcher
+from workbench.nn.stitcher import ReadIn, ReadOut, shared_weights
+
+SESSIONS = [tuned("a", 1, seconds=10), tuned("b", 2, seconds=10)]
+NAMES = [f"{s.id}/{u}" for s in SESSIONS for u in s.units["id"]]
+ALIKE = Reader(SESSIONS).read([1, 1, 1], [0.0, 2.0, 5.0], 1.0)
+
+
+def layers() -> tuple[ReadIn, ReadOut]:
+    torch.manual_seed(0)
+    return ReadIn(NAMES, ["a", "b"], 6), ReadOut(NAMES, 6)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_lookup_for_all_windows_gives_the_values_and_gradients_of_one_a_window(which, monkeypatch):
+    def found():
+        layer = layers()[which]
+        torch.manual_seed(1)
+        y = layer(torch.randn(3, 20, 8) if which == 0 else torch.randn(3, 8, 6), ALIKE)
+        (y * torch.randn(y.shape)).sum().backward()
+        return y, [p.grad for p in layer.parameters()]
+
+    assert shared_weights(ALIKE, layers()[which].units) is not None
+    (y, grads) = found()
+    monkeypatch.setattr(stitcher, "shared_weights", lambda *_: None)
+    (want, wanted) = found()
+    torch.testing.assert_close(y, want, atol=1e-5, rtol=1e-5)
+    for have, expected in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(have, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_windows_of_other_sessions_or_other_units_have_each_their_own():
+    table = layers()[0].units
+    mixed = Reader(SESSIONS).read([0, 1], [0.0, 2.0], 1.0)
+    assert shared_weights(mixed, table) is None
+    keep = torch.ones(len(ALIKE.window_units), dtype=torch.bool)
+    keep[[3, 24, 47]] = False                                           # another unit of each window
+    assert shared_weights(ALIKE.keep_units(keep), table) is None
+    keep[:] = torch.tensor([True] * 19 + [False]).repeat(3)             # the same unit of each
+    assert torch.equal(shared_weights(ALIKE.keep_units(keep), table), table.weight[21:40])
