@@ -120,9 +120,10 @@ def plot(table: pd.DataFrame) -> hv.Layout:
     there = data.dropna(subset=["r2", "latency_ms"])
     cost = [("latency_ms", "ms a prediction, one core"), ("r2", "held-out R²")]
     points = hv.Points(there, cost, ["model", "parameters"]).opts(
-        width=420, height=300, logx=True, size=9, color="#d55e00", tools=["hover"], toolbar="above")
-    names = hv.Labels(there, cost, "model").opts(text_font_size="9pt", text_align="left", text_color="#333333")
-    return hv.Layout([*bars, points * names]).cols(2)
+        width=420, height=300, logx=True, size=9, color="#d55e00", padding=0.2, tools=["hover"], toolbar="above")
+    names = hv.Labels(there.assign(model="\u2002" + there["model"]), cost, "model").opts(
+        text_font_size="9pt", text_align="left", text_color="#333333", padding=0.2)
+    return hv.Layout([*bars, points * names]).cols(2).opts(shared_axes=False)
 
 
 def latency(model, session: Session, *, number: int = 40) -> float:
