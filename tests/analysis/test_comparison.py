@@ -109,6 +109,9 @@ def test_other_conditions_and_unknown_models_are_refused(table, folder):
                 adapt={"steps": 5}, folder=folder / "one")
     with pytest.raises(CannotCompare, match="another session of the name 'here'"):
         compare(["ridge"], tuned("here", 5, seconds=40), target="vel", folder=folder / "one")
+    with pytest.raises(CannotCompare, match=r"has a row 'gru' of another model \(model.dim is 32 there and 16 here"):
+        compare([recipe("gru").with_(model={"dim": 16})], SESSION, target="vel", budget=24, adapt_to=OTHER, labels=10.0,
+                adapt={"steps": 5}, folder=folder / "one")
     with pytest.raises(CannotCompare, match="two of the models are called 'gru'"):
         compare([recipe("gru"), recipe("gru")], SESSION, folder=folder / "six")
     with pytest.raises(UnknownName, match="no model 'gruu'"):

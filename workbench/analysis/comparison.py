@@ -54,9 +54,10 @@ def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Pat
     models     names of models or shipped recipes, recipe files, Recipes, folders of finished runs; or {label: one}
     sessions   catalog names, paths, or Sessions
     target     the series to decode, or to probe for in models that decode nothing
-    budget     steps for every model, or settings of `Recipe.budget`; None: what each recipe has. `split`: the same way
-    adapt_to   another session: every model that can is adapted to its first `labels` seconds, scored on its test part
-               `adapt`: settings of `workbench.adapt`; it says how where it says so, else each model's own first way
+    budget     steps for every model, or settings of `Recipe.budget`; None: what each recipe has
+    split      settings of `Recipe.split`
+    adapt_to   another session: every model that can is adapted to its first `labels` seconds and scored on its test
+               part, by identity where it has that, else by identification; `adapt`: other settings of `workbench.adapt`
     folder     None: a new one under runs/
 
     r2 (windows averaged) and r2_causal: held-out R². bits_per_spike: co-smoothing, of models that reconstruct.
@@ -73,9 +74,9 @@ def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Pat
     _agree(folder, storage.as_json({**same, "budget": budget, "adapt_to": new, "labels": labels,
                                      "adapt": dict(adapt or {})}))
     for label, what in asked.items():
-        place = folder / "rows" / f"{label}.json"
-        if place.is_file():
+        if _has_row(folder, label, what):
             continue
+        failed = folder / "rows" / f"{label}.failed.json"
         try:
             run = what if isinstance(what, Run) else launch(what, on="here", run=folder / label)
             if run.state != "finished":
@@ -87,11 +88,10 @@ def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Pat
         except (Stopped, CannotCompare):
             raise
         except WorkbenchError as error:                                 # told, and tried again next time
-            row = {"error": str(error)}
-            storage.write_json(folder / "rows" / f"{label}.failed.json", row)
+            storage.write_json(failed, {"error": str(error)})
             continue
-        (folder / "rows" / f"{label}.failed.json").unlink(missing_ok=True)
-        storage.write_json(place, row)
+        storage.write_json(folder / "rows" / f"{label}.json", row)
+        failed.unlink(missing_ok=True)
     return load(folder)
 
 
@@ -134,7 +134,7 @@ def latency(model, session: Session, *, number: int = 40) -> float:
     import torch
 
     from workbench.batch import Reader
-    reader = Reader([session], () if getattr(model, "target", None) is None else (model.target,))
+    reader = Reader([session], () if getattr(model, "target", None) is None else (model.target,), also=model.reads)
     model, spent, first = deepcopy(model).to("cpu").eval(), [], float(session.intervals[0, 0])
     stream = model.stream(session) if hasattr(model, "stream") else None
     length = model.bin_size if stream else model.window
@@ -185,6 +185,19 @@ def _device(run: Run) -> str:
     import torch
     device = run.result()["protocol"]["machine"]["device"]
     return device if device != "cuda" or torch.cuda.is_available() else "cpu"
+
+
+def _has_row(folder: Path, label: str, what: Recipe | Run) -> bool:
+    """Whether this very model was measured before. CannotCompare where the label is another model's."""
+    row = storage.read_json(folder / "rows" / f"{label}.json")
+    if row is None:
+        return False
+    other = {} if isinstance(what, Run) else Run(row["run"]).recipe.diff(what.anchored())
+    if other or (isinstance(what, Run) and str(what.path) != row["run"]):
+        key, (there, here) = next(iter(other.items()), ("run", (row["run"], str(getattr(what, "path", "")))))
+        raise CannotCompare(f"{folder} has a row {label!r} of another model ({key} is {there!r} there and {here!r} "
+                            "here); give this one another name: {name: model, …}")
+    return True
 
 
 def _labelled(models: Sequence | Mapping) -> dict[str, Any]:
