@@ -143,3 +143,15 @@ def test_a_window_does_not_feel_its_neighbours_in_the_batch(name):
                     else:
                         have = together[key][row:row + 1, :want.shape[1]]
                     torch.testing.assert_close(have, want, atol=2e-5, rtol=1e-4)
+
+
+def test_weights_that_are_views_of_one_array_are_saved(tmp_path):
+    """As a GPU keeps a recurrent layer's."""
+    model = build("gru")
+    flat = torch.cat([p.detach().flatten() for p in model.gru.parameters()])
+    pieces = flat.split([p.numel() for p in model.gru.parameters()])
+    for parameter, piece in zip(model.gru.parameters(), pieces, strict=True):
+        parameter.data = piece.view_as(parameter)
+    model.save_pretrained(tmp_path / "model")
+    again = models.load(tmp_path / "model")
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())

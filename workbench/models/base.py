@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench.batch import SpikeBatch, Target
@@ -26,11 +27,14 @@ class Output:
     log_rates [B, N, T] log spikes per bin, columns as in batch.counts(model.bin_size), of all units, hidden or not
     behavior  [Q, D] at the target's times, in its unit
     latents   [B, L, D]
+    tasks     series → what a model of several says of each at its times: values [Q, D] in its unit, or the
+              probabilities of its classes [Q, K]
     """
 
     log_rates: Tensor | None = None
     behavior: Tensor | None = None
     latents: Tensor | None = None
+    tasks: Mapping[str, Tensor] | None = None
 
 
 class SpikeModel(nn.Module, PyTorchModelHubMixin):
@@ -39,6 +43,8 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     window    seconds of spikes that the model wants to see at once
     warmup    seconds at the start of each window whose predictions lack history and are not used
     bin_size  seconds of its bins, for a model of binned counts: its windows are aligned with the target's samples
+    reads     series besides the target that its batches have to carry
+    spikes    whether it sees spikes; a model of calcium traces does not
     """
 
     name = ""
@@ -46,6 +52,8 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     window: float = 1.0
     warmup: float = 0.0
     bin_size: float | None = None
+    reads: Sequence[str] = ()
+    spikes: bool = True
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], **settings) -> SpikeModel:
@@ -74,6 +82,11 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
         for module in self.modules():
             if isinstance(module, StandardCounts):
                 module.measure(sessions, self.bin_size)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        # A recurrent layer's weights are views of one array on a GPU, which the hub's own way of saving refuses.
+        save_file({name: value.cpu().clone() for name, value in self.state_dict().items()},
+                  Path(save_directory) / "model.safetensors")
 
     def save_pretrained(self, save_directory: str | Path, **options):
         """Write model.safetensors and config.json (settings, and the model's name) into a folder."""
