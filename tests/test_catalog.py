@@ -477,6 +477,17 @@ def test_a_dandiset_without_named_sessions_is_listed_once_and_then_known(tmp_pat
     assert asked == [("000999", "0.1", "*.nwb")]
 
 
+def test_a_file_of_a_dandiset_that_a_person_brought_opens_before_the_archive_was_asked(
+        tmp_path, recordings, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "d" / "sub-A").mkdir(parents=True)
+    shutil.copy(recordings / "day_1.nwb", tmp_path / "data" / "d" / "sub-A")
+    monkeypatch.setattr("workbench.places.dandi.assets", lambda *a: pytest.fail("the archive was asked"))
+    entry = {"id": "d", "title": "D", "access": {"method": "dandi", "dandiset": "000999", "version": "0.1"}}
+    catalog = open_catalog(catalog_file(tmp_path / "c.yaml", entry))
+    assert catalog.sessions("d") == ["day_1"] and catalog.open("d").dataset == "d"
+
+
 # The package
 
 

@@ -70,7 +70,13 @@ def _of(access, name: str, beside: Path, listing: bool) -> dict[str, Path | Remo
     if isinstance(access, Http):
         return _here(_sessions([_remote(access, path) for path in access.files], access.sessions), name)
     if isinstance(access, Dandi):
-        return _here(_sessions(_listed(access, name, listing), access.sessions), name)
+        listed = _here(_sessions(_listed(access, name, listing), access.sessions), name)
+        return listed or _brought(name)                                 # before the archive was asked for its list
+    return _brought(name)
+
+
+def _brought(name: str) -> dict[str, Path]:
+    """What the user has put where the dataset's files are looked for."""
     return _named([p for place in places(name) for p in recordings_at(place / "**" / "*")])
 
 
