@@ -13,7 +13,8 @@ from workbench.errors import UnknownName, WorkbenchError
 
 _MODELS = {"poyo": "POYO", "ridge": "Ridge", "gru": "GRU",
            "ndt1": "NDT1", "stndt": "STNDT",
-           "lfads": "LFADS"}
+           "lfads": "LFADS",
+           "mtm": "MtM", "neds": "NEDS"}
 _VERBS = ("decodes", "reconstructs", "forecasts", "generates", "embeds")
 
 

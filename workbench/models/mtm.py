@@ -1,0 +1,163 @@
+"""MtM, many-task masking: one transformer that fills in neurons, time and brain regions, told by a prompt which.
+
+Zhang et al. 2024, "Towards a 'universal translator' for neural dynamics at single-cell, single-spike resolution",
+arXiv 2407.14668; the authors' earlier code, from which details are taken, is under the MIT licence.
+
+    counts [B, N, T], some hidden → read-in → softsign → linear, + position → bins [B, T, dim]
+        [session, prompt, bin 1 … bin T] → encoder layers → latents [B, T, dim], of the bins
+        → read-out → log_rates [B, N, T], scored by the Poisson likelihood of what was hidden
+
+A batch is hidden by one scheme, drawn with equal chance, and the prompt is the scheme's:
+
+    neuron         units, over the whole window
+    causal         bins, where a bin sees those before it alone
+    intra_region   all units outside one region, and some of the units in it, which alone are scored
+    inter_region   all units of one region
+    temporal       bins, seen from both sides: the baseline, NDT1's mask, where asked for
+
+Region schemes need windows with units in two known regions; others pass them by.
+
+Departs from the authors' code: maps in and out hold a row a unit (theirs are looked up by the number of units, so that
+sessions of one size share a map); the read-in is one linear map of `width` channels (theirs are two in a row, with
+nothing between); the bias of the read-out starts at each unit's mean rate.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softsign
+
+from workbench.batch import SpikeBatch
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.losses import poisson_nll
+from workbench.masking import Mask, draw
+from workbench.models.base import Output, SpikeModel, unit_names
+from workbench.nn.position import Position
+from workbench.nn.stitcher import ReadIn, ReadOut
+from workbench.nn.transformer import Transformer, band
+from workbench.nn.vocabulary import Vocabulary
+from workbench.session import Session
+
+SCHEMES = ("neuron", "causal", "intra_region", "inter_region", "temporal")
+BY_REGION = ("intra_region", "inter_region")
+
+
+class MtM(SpikeModel):
+    """units and sessions are names ('<session id>/<unit id>'), regions the units' by name; bin_size, window in seconds.
+
+    schemes: those to train with, the first of them asked where none is named. ratio: the share that is hidden of units,
+    or of bins in the temporal scheme; causal_ratio: of bins in the causal one. The defaults are the authors'.
+    """
+
+    name = "mtm"
+    reconstructs = embeds = True
+
+    def __init__(self, *, units: Sequence[str], sessions: Sequence[str], regions: Mapping[str, str],
+                 schemes: Sequence[str] = SCHEMES[:4], bin_size: float = 0.02, window: float = 2.0, width: int = 1024,
+                 dim: int = 512, depth: int = 5, heads: int = 8, inner: int = 1024, dropout: float = 0.4,
+                 embedding_dropout: float = 0.2, ratio: float = 0.3, causal_ratio: float = 0.6):
+        super().__init__()
+        for scheme in schemes:
+            if scheme not in SCHEMES:
+                raise UnknownName("scheme", scheme, SCHEMES, where="MtM")
+        if not schemes:
+            raise WorkbenchError("MtM without a scheme has nothing to learn from; name one or more in schemes=")
+        self.bin_size, self.window, self.schemes = bin_size, window, tuple(schemes)
+        self.ratio, self.causal_ratio, self.regions = ratio, causal_ratio, dict(regions)
+        self.read_in = ReadIn(units, sessions, width)
+        self.embed = nn.Linear(width, dim)
+        self.position = Position("learned", max(round(window / bin_size), 1), dim)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.session = Vocabulary("session", sessions, dim, std=1.0)
+        self.prompt = nn.Parameter(torch.randn(len(self.schemes), dim))
+        self.encoder = Transformer(dim, depth, heads, inner, dropout=dropout)
+        self.encoder.tfixup_()
+        self.read_out = ReadOut(units, dim)
+        self._number_regions()
+
+    @classmethod
+    def for_sessions(cls, sessions: Sequence[Session], *, schemes: Sequence[str] = SCHEMES[:4], **settings) -> MtM:
+        """Without the region schemes where no session has units in two known regions, which a warning says."""
+        regions = region_names(sessions)
+        schemes, wanted = list(schemes), [scheme for scheme in schemes if scheme in BY_REGION]
+        poor = [s.id for s in sessions if len({regions.get(unit) for unit in unit_names([s])} - {None}) < 2]
+        if wanted and poor:
+            if len(poor) == len(sessions):
+                schemes = [scheme for scheme in schemes if scheme not in BY_REGION]
+            more = f" and {len(poor) - 3} more" if len(poor) > 3 else ""
+            warnings.warn(f"{', '.join(poor[:3])}{more}: no units in two known regions, so MtM learns nothing there "
+                          f"by {' and '.join(wanted)}; the other schemes are as they were", stacklevel=2)
+        model = cls(units=unit_names(sessions), sessions=[s.id for s in sessions], regions=regions, schemes=schemes,
+                    **settings)
+        model.read_out.start_at_(sessions, model.bin_size)
+        return model
+
+    def extend(self, sessions: Sequence[Session]) -> None:
+        known = list(self.read_out.units.words)
+        super().extend(sessions)
+        self.read_out.start_at_(sessions, self.bin_size, but=known)
+        self.regions = region_names(sessions) | self.regions
+        self._hub_mixin_config["regions"] = self.regions
+        self._number_regions()
+
+    def _number_regions(self) -> None:
+        """The region of every row of the table of units as a number, −1 for none that is known."""
+        number = {region: i for i, region in enumerate(sorted(set(self.regions.values())))}
+        of_row = [-1, *(number.get(self.regions.get(unit), -1) for unit in self.read_out.units.words)]
+        self.register_buffer("region", torch.tensor(of_row, device=self.prompt.device), persistent=False)
+
+    def forward(self, batch: SpikeBatch, scheme: str | None = None) -> Output:
+        """Log rates [B, N, T], in log spikes per bin, of all units, and latents [B, T, dim].
+
+        scheme: what is asked for; by default the first that the model learned, the neuron scheme if not set otherwise.
+        What the scheme would hide is for the caller to hide (`batch.drop`).
+        """
+        return self.predict(batch.counts(self.bin_size), batch, self.schemes[0] if scheme is None else scheme)
+
+    def predict(self, counts: Tensor, batch: SpikeBatch, scheme: str) -> Output:
+        """The same from counts [B, N, T] as they are given."""
+        if scheme not in self.schemes:
+            raise UnknownName("scheme", scheme, self.schemes, where="what this MtM was trained with")
+        bins = self.position(self.embed(softsign(self.read_in(counts, batch))))
+        told = torch.stack([self.session(self.session.session_rows(batch)),
+                            self.prompt[self.schemes.index(scheme)].expand(len(batch), -1)], dim=1)
+        x = self.embedding_dropout(torch.cat([told, bins], dim=1))
+        past = band(x.shape[1], 0, None, x.device) if scheme == "causal" else None
+        latents = self.encoder(x, mask=past)[:, 2:]
+        return Output(log_rates=self.read_out(latents, batch), latents=latents)
+
+    def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
+        """Poisson negative log-likelihood of hidden counts under one scheme, nats per scored entry."""
+        counts = batch.counts(self.bin_size)
+        scheme, mask = self.mask(batch)
+        return {"loss": poisson_nll(self.predict(mask.of_counts(counts), batch, scheme).log_rates, counts,
+                                    where=mask.scored)}
+
+    def mask(self, batch: SpikeBatch) -> tuple[str, Mask]:
+        """A random scheme of those that the batch allows, and what it hides; windows without two regions pass by."""
+        there, bins = batch.unit_mask, batch.bins(self.bin_size)
+        regions = torch.full_like(there, -1, dtype=torch.long).masked_scatter(
+            there, self.region[self.read_out.units.unit_rows(batch)])
+        lowest = regions.masked_fill(regions < 0, len(self.region)).amin(1)
+        able = regions.amax(1) > lowest                                 # windows with two known regions
+        possible = [scheme for scheme in self.schemes if scheme not in BY_REGION or able.any()]
+        if not possible:
+            raise WorkbenchError("no window of the batch has units in two known regions, and this MtM learns by region "
+                                 "alone; choose sessions with units in several regions, or add schemes")
+        scheme = possible[int(torch.randint(len(possible), ()))]
+        if scheme not in BY_REGION:
+            mode = "neuron" if scheme == "neuron" else "time"
+            return scheme, draw(mode, there, bins, self.causal_ratio if scheme == "causal" else self.ratio)
+        hidden = there.new_zeros(2, *there.shape, bins)                 # and scored
+        hidden[:, able] = torch.stack(draw(scheme, there[able], bins, self.ratio, regions=regions[able]))
+        return scheme, Mask(*hidden)
+
+
+def region_names(sessions: Sequence[Session]) -> dict[str, str]:
+    """The known regions of units, by the units' full names."""
+    return {f"{s.id}/{unit}": region for s in sessions
+            for unit, region in zip(s.units["id"], s.units["region"], strict=True) if region != "unknown"}
