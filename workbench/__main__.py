@@ -114,10 +114,11 @@ def _again(args: argparse.Namespace, folder: str | Path) -> str:
 
 def _table(run: Run) -> str:
     """The held-out scores with the baselines beside them, and what a reader must know to believe them."""
-    protocol = run.result()["protocol"]
+    result = run.result()
+    protocol = result["protocol"]
     names = ", ".join(r["id"] for r in protocol["recordings"])
     test = sum(b - a for part in protocol["split"].values() for a, b in part["test"])
-    what = f"R² of {protocol['target']}" if protocol["target"] else "scores"
+    what = f"R² of {protocol['target']}" if protocol["target"] in result["scores"] else "scores"
     lines = [f"held-out {what}, {names}{' (SIMULATED)' if protocol['simulated'] else ''}: the last "
              f"{test:,.0f} s, which no model was trained or chosen on"]
     for name, score in run.scores().iterrows():
@@ -128,7 +129,7 @@ def _table(run: Run) -> str:
         spikes = score[~score.index.str.startswith("r2")].dropna()
         more = "   ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in spikes.items())
         lines.append(f"  {name:10} {r2}{'   ' * bool(r2 and more)}{more}")
-    for name, scores in run.result()["baselines"].items():
+    for name, scores in result["baselines"].items():
         if "error" in scores:
             lines.append(f"  {name:10} failed: {scores['error']}")
     steps = "solved at once"

@@ -93,7 +93,7 @@ class Toy(torch.nn.Module):
     """A loss that is random, and latents that follow the target linearly, bin by bin."""
 
     decodes = reconstructs = False
-    window, warmup, bin_size = 1.0, 0.0, 0.05
+    window, warmup, bin_size, reads = 1.0, 0.0, 0.05, ()
 
     def __init__(self):
         super().__init__()

@@ -61,8 +61,9 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
         scores[target] = found | {"protocol": f"ridge from {probed.source} in the sample's bin, fitted to the training "
                                   f"part, penalty chosen on the validation part; {found['protocol']}"}
     if not model.decodes:
-        scores["spikes"] = {"loss": own_loss(model, sessions, test, target), "protocol":
-                            f"the model's own loss, the mean of windows of {model.window:g} s of the held-out time"}
+        blind = "" if target is None or target in scores else f" · no probe of {target}: it says nothing bin by bin"
+        scores["spikes"] = {"loss": own_loss(model, sessions, test, target), "protocol": "the model's own loss, the "
+                            f"mean of windows of {model.window:g} s of the held-out time{blind}"}
     if model.reconstructs:
         own = scores.get("spikes", {})
         found = _co_smoothing(model, sessions, test, target)
