@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import BadRecording
+from workbench.session import Series, Session
 
 
 class UnitList(NamedTuple):
@@ -169,17 +170,21 @@ class Reader:
     """Cuts windows out of sessions: times, units and targets as flat arrays, one copy a window.
 
     Nothing is read before a window asks for it, so that sessions may stay on disk. Samples of a target that
-    are not finite (gaps in the behaviour) are left out.
+    are not finite (gaps in the behaviour) are left out. Every session has to have the `targets`; of series named in
+    `also` each gives what it has. A series with one column a unit (dF/F) is as wide as the largest session of a
+    batch, filled with zeros.
     """
 
-    def __init__(self, sessions: Sequence, targets: Sequence[str] = ()):
+    def __init__(self, sessions: Sequence, targets: Sequence[str] = (), also: Sequence[str] = ()):
         self.lists = tuple(UnitList(s.id, tuple(s.units["id"])) for s in sessions)
         self.spikes = [(np.asarray(s.spike_times), np.asarray(s.spike_units)) for s in sessions]
         self.columns = [np.arange(len(s.units)) for s in sessions]
-        series = {name: [s.get_series(name) for s in sessions] for name in targets}
+        series = {name: [s.get_series(name) if name in targets else s.series.get(name, _NOTHING) for s in sessions]
+                  for name in (*targets, *also)}
         for name, each in series.items():
-            widths = {s.values.shape[1] for s in each}
-            if len(widths) > 1:
+            own = [_per_unit(s, one) for s, one in zip(sessions, each, strict=True)]
+            widths = {s.values.shape[1] for s in each if s is not _NOTHING}
+            if len(widths) > 1 and not all(own):
                 raise BadRecording(f"series {name!r} has {sorted(widths)} columns in different sessions; choose "
                                    "sessions that agree, or another series")
         self.targets = {name: [(np.asarray(s.times), np.asarray(s.values)) for s in each]
@@ -201,6 +206,14 @@ class Reader:
                                    for name, series in self.targets.items()})
 
 
+_NOTHING = Series(np.empty(0), np.empty((0, 0)))
+
+
+def _per_unit(session: Session, series: Series) -> bool:
+    """Whether a series has one column a unit, in the order of the unit table."""
+    return series is _NOTHING or series.columns == tuple(session.units["id"])
+
+
 def _cut(sources: list[tuple[np.ndarray, np.ndarray]], session: np.ndarray, starts: np.ndarray,
          duration: float, dtype: type = np.float32) -> tuple[Tensor, Tensor, Tensor]:
     """What the windows hold of (times [T], values [T, …]), one source a session: times from starts, values, offsets.
@@ -215,6 +228,9 @@ def _cut(sources: list[tuple[np.ndarray, np.ndarray]], session: np.ndarray, star
         times.append(clock[first:last] - start)
         values.append(what[first:last])
         sizes.append(last - first)
+    widths = [v.shape[1] for v in values if v.ndim == 2]
+    if len(set(widths)) > 1:
+        values = [np.pad(v, ((0, 0), (0, max(widths) - v.shape[1]))) for v in values]
     times = np.concatenate(times, dtype=np.float32, casting="same_kind")
     return torch.from_numpy(times), torch.from_numpy(np.concatenate(values, dtype=dtype)), \
         torch.from_numpy(_offsets(sizes))

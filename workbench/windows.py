@@ -124,6 +124,7 @@ class RandomWindows:
     that a run resumed anywhere sees what it would have seen; no part of a recording is read before a window asks.
 
     targets      every window holds a sample of each of them
+    also         series that batches carry where there are samples
     align        windows start half a sampling interval before a sample of that target, as models of counts want
     power        a dataset of N seconds is drawn in proportion to N^power: 1 by its time, 0.5 by √N, 0 all alike
     opens        dataset → the batch from which on it is drawn (a curriculum); the others are there from the start
@@ -132,12 +133,12 @@ class RandomWindows:
     """
 
     def __init__(self, sessions: Sequence[Session], intervals: Sequence[np.ndarray], *, duration: float,
-                 batch_size: int, seed: int = 0, targets: Sequence[str] = (), align: str | None = None,
-                 power: float = 1.0, opens: Mapping[str, int] | None = None, drop_spikes: float = 0.0,
-                 drop_units: float = 0.0, jitter: float = 0.0):
+                 batch_size: int, seed: int = 0, targets: Sequence[str] = (), also: Sequence[str] = (),
+                 align: str | None = None, power: float = 1.0, opens: Mapping[str, int] | None = None,
+                 drop_spikes: float = 0.0, drop_units: float = 0.0, jitter: float = 0.0):
         self.duration, self.batch_size, self.seed = duration, batch_size, seed
         self.drop_spikes, self.drop_units, self.jitter = drop_spikes, drop_units, jitter
-        self.reader = Reader(sessions, targets)
+        self.reader, self.targets = Reader(sessions, targets, also), tuple(targets)
         rows = [(s, a, b - duration) for s, part in enumerate(intervals) for a, b in part if b - a >= duration - 1e-9]
         if not rows:
             longest = max((float(np.diff(part).max(initial=0)) for part in intervals), default=0.0)
@@ -172,14 +173,14 @@ class RandomWindows:
         batch = self.reader.read(session, starts, self.duration)
         for _ in range(100):
             empty = np.zeros(self.batch_size, bool)
-            for target in batch.targets.values():
-                empty |= (target.offsets.diff() == 0).numpy()
+            for target in self.targets:
+                empty |= (batch.targets[target].offsets.diff() == 0).numpy()
             if not empty.any():
                 return self._augment(batch, random)
             session[empty], starts[empty] = self._draw(random, k, int(empty.sum()))
             batch = self.reader.read(session, starts, self.duration)
         raise BadRecording(f"hardly any window of {self.duration:g} s of the training part holds a sample of "
-                           f"{', '.join(batch.targets)}; choose a longer window (model.window=) or another series")
+                           f"{', '.join(self.targets)}; choose a longer window (model.window=) or another series")
 
     def _draw(self, random: np.random.Generator, k: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         upto = [chances for first, chances in self.stages if first <= k][-1]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.signal import lfilter
 
 from tests.models.small import SMALL
 from workbench import models
@@ -19,7 +20,7 @@ TRAINED = [name for name in NAMES if not hasattr(models.get(name), "fit")]
 
 
 def toy(name: str, units: int, seed: int, seconds: float = 20.0) -> Session:
-    """Simulated units of two regions whose rates follow a slow velocity."""
+    """Simulated units of two regions whose rates follow a slow velocity, and the calcium of their spikes."""
     random = np.random.default_rng(seed)
     clock = np.arange(0, seconds, 0.05) + 0.025
     velocity = np.sin(2 * np.pi * clock[:, None] / np.array([3.0, 4.1]))
@@ -29,9 +30,11 @@ def toy(name: str, units: int, seed: int, seconds: float = 20.0) -> Session:
     bins, unit = (np.repeat(a, counts[bins, unit]) for a in (bins, unit))
     times = clock[bins] - 0.025 + random.random(len(bins)) * 0.05
     order = np.argsort(times)
+    ids = tuple(f"u{i}" for i in range(units))
+    calcium = lfilter([1], [1, -0.7], counts, axis=0)
     return Session(id=name, spike_times=times[order], spike_units=unit[order], simulated=True,
-                   units=pd.DataFrame({"id": [f"u{i}" for i in range(units)], "region": ["M1", "PMd"] * (units // 2)}),
-                   intervals=[[0, seconds]], series={"vel": Series(clock, velocity, "m/s")})
+                   units=pd.DataFrame({"id": ids, "region": ["M1", "PMd"] * (units // 2)}), intervals=[[0, seconds]],
+                   series={"vel": Series(clock, velocity, "m/s"), "dF/F": Series(clock, calcium, "dF/F", ids)})
 
 
 SESSIONS = [toy("a", 8, 1), toy("b", 12, 2)]
@@ -46,11 +49,11 @@ def build(name: str):
 def sampler(model, batch_size: int = 6) -> RandomWindows:
     align = "vel" if model.bin_size and model.decodes else None
     return RandomWindows(SESSIONS, [s.intervals for s in SESSIONS], duration=model.window, batch_size=batch_size,
-                         targets=("vel",), align=align)
+                         targets=("vel",), also=model.reads, align=align)
 
 
 def read(model, session: list[int], starts: list[float]):
-    return Reader(SESSIONS, ("vel",)).read(session, starts, model.window)
+    return Reader(SESSIONS, ("vel",), also=model.reads).read(session, starts, model.window)
 
 
 def told(output) -> dict[str, torch.Tensor]:

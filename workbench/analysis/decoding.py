@@ -35,7 +35,7 @@ def decode(model, session: Session, intervals: np.ndarray, target: str, *, step:
 
     step: seconds between windows; by default as many of the target's sampling intervals as make 50 ms.
     """
-    reader = Reader([session], (target,))
+    reader = Reader([session], (target,), also=getattr(model, "reads", ()))
     times, true = reader.targets[target][0]
     interval = session.get_series(target).interval
     step = step or _step(interval)

@@ -34,7 +34,7 @@ class Probe(nn.Module):
     def __init__(self, model: nn.Module, target: str, source: str, maps: dict[str, Tensor]):
         super().__init__()
         self.model, self.target, self.source, self.maps = model, target, source, maps
-        self.window, self.warmup, self.bin_size = model.window, model.warmup, model.bin_size
+        self.window, self.warmup, self.bin_size, self.reads = model.window, model.warmup, model.bin_size, model.reads
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, D] at the target's times."""
@@ -70,7 +70,7 @@ def fit(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.ndarra
 @torch.no_grad()
 def _samples(model: nn.Module, session: Session, part: np.ndarray, target: str) -> tuple[np.ndarray, np.ndarray]:
     """What the model says [M, F] in the bin of every sample, and the samples [M, D], after the warm-up."""
-    reader, device = Reader([session], (target,)), next(model.parameters()).device
+    reader, device = Reader([session], (target,), also=model.reads), next(model.parameters()).device
     series, x, y = session.get_series(target), [], []
     starts = sliding(aligned(part, series.times, series.interval, model.window), model.window,
                      model.window - model.warmup)
@@ -103,7 +103,8 @@ def _source(model: nn.Module, session: Session, target: str) -> str | None:
         return None
     start = max(session.start, float(session.get_series(target).times[0]))
     training = model.training
-    batch = Reader([session], (target,)).read([0], [start], model.window).to(next(model.parameters()).device)
+    reader = Reader([session], (target,), also=model.reads)
+    batch = reader.read([0], [start], model.window).to(next(model.parameters()).device)
     output = model.eval()(batch)
     model.train(training)
     if output.log_rates is not None:

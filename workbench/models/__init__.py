@@ -6,15 +6,19 @@ import json
 import math
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_type_hints
 
 from workbench.errors import UnknownName, WorkbenchError
 
-_MODELS = {"poyo": "POYO", "ridge": "Ridge", "gru": "GRU",
-           "ndt1": "NDT1", "stndt": "STNDT",
-           "lfads": "LFADS",
-           "mtm": "MtM", "neds": "NEDS"}
+_MODELS = {"poyo": "POYO", "ridge": "Ridge", "mlp": "MLP", "gru": "GRU",
+           "ndt1": "NDT1", "stndt": "STNDT", "ndt2": "NDT2", "ndt3": "NDT3",
+           "spint": "SPINT", "nuclr": "NuCLR", "cebra": "CEBRA", "possm": "POSSM",
+           "lfads": "LFADS", "ldns": "LDNS",
+           "mtm": "MtM", "neds": "NEDS",
+           "poyo_plus": "POYOPlus", "capoyo": "CaPOYO"}
+_EXTRAS = {"cebra": "cebra"}                                            # model → the package that it cannot do without
 _VERBS = ("decodes", "reconstructs", "forecasts", "generates", "embeds")
 
 
@@ -26,15 +30,16 @@ def get(name: str) -> type:
 
 
 def available() -> dict[str, list[str]]:
-    """name → what it does: decodes, reconstructs, forecasts, generates, embeds."""
-    return {name: [verb for verb in _VERBS if getattr(get(name), verb)] for name in _MODELS}
+    """name → what it does: decodes, reconstructs, forecasts, generates, embeds. Without models of absent packages."""
+    here = (name for name in _MODELS if name not in _EXTRAS or find_spec(_EXTRAS[name]))
+    return {name: [verb for verb in _VERBS if getattr(get(name), verb)] for name in here}
 
 
 def build(name: str, sessions: Sequence, **settings):
     """A new model for these sessions; settings that the model does not know are refused by name."""
     model = get(name)
     hints = get_type_hints(model.__init__) | get_type_hints(model.for_sessions)
-    known = [k for k in hints if k not in ("return", "units", "sessions", "outputs", "mean", "scale", "rates")]
+    known = [k for k in hints if k not in ("return", "units", "sessions", "outputs", "mean", "scale", "rates", "regions")]
     for key, value in settings.items():
         if key not in known:
             raise UnknownName("setting", key, known, where=f"model {name!r}")

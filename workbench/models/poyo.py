@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from workbench.batch import SpikeBatch
+from workbench.batch import SpikeBatch, Target
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import window_mse
 from workbench.models.base import Output, SpikeModel, sampling_interval, scaling, unit_names
@@ -74,29 +74,38 @@ class POYO(SpikeModel):
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], *, target: str, size: str | None = None, **settings) -> POYO:
-        """A decoder of the series `target`. Rotary periods start at twice its sampling interval: faster codes cannot be
-        told apart by it, and a code of every spike's 0.1 ms has to be unlearned first (ten times slower on real data).
+        """A decoder of the series `target`."""
+        mean, scale = scaling(sessions, target)
+        return cls(units=unit_names(sessions), sessions=[s.id for s in sessions], target=target, outputs=len(mean),
+                   mean=mean, scale=scale, **cls.suited(sessions, target, size) | settings)
+
+    @classmethod
+    def suited(cls, sessions: Sequence[Session], series: str, size: str | None) -> dict:
+        """Settings of a published size, if any. Rotary periods start at twice the sampling interval of `series`: faster
+        codes cannot be told apart by it, and a code of every spike's 0.1 ms has to be unlearned first (ten times slower
+        on real data).
         """
         if size is not None and size not in cls.SIZES:
-            raise UnknownName("size", size, cls.SIZES, where="the published sizes of POYO")
-        mean, scale = scaling(sessions, target)
-        fastest = 2 * max(sampling_interval(sessions, target), *(s.resolution for s in sessions))
-        known = dict(t_min=min(max(fastest, 1e-3), 0.2)) | (cls.SIZES[size] if size else {})
-        return cls(units=unit_names(sessions), sessions=[s.id for s in sessions],
-                   target=target, outputs=len(mean), mean=mean, scale=scale, **known | settings)
+            raise UnknownName("size", size, cls.SIZES, where=f"the published sizes of {cls.__name__}")
+        fastest = 2 * max(sampling_interval(sessions, series), *(s.resolution for s in sessions))
+        return dict(t_min=min(max(fastest, 1e-3), 0.2)) | (cls.SIZES[size] if size else {})
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, outputs] at the target's times, packed as in the batch, and the latents [B, L, D]."""
+        latents, turn = self.compress(batch)
+        found = self.readout(self.ask(self.session_queries(batch), batch.targets[self.target], latents, turn))
+        return Output(behavior=found * self.scale + self.mean, latents=latents)
+
+    def compress(self, batch: SpikeBatch) -> tuple[Tensor, Tensor]:
+        """All that is known of the windows: latents [B, L, D], and how far each is turned [L, pairs]."""
         if abs(batch.duration - self.window) > 1e-6:
-            raise WorkbenchError(f"POYO was built for windows of {self.window:g} s and was given {batch.duration:g} s; "
-                                 "build it with window=, or cut windows of its own length")
-        latents = self.encode(batch)
-        turn = self.rotary(self.latent_times)
-        latents = in_pieces(lambda x: self.process(x, turn), latents)
-        return Output(behavior=self.decode(batch, latents, turn) * self.scale + self.mean, latents=latents)
+            raise WorkbenchError(f"{type(self).__name__} was built for windows of {self.window:g} s and was given "
+                                 f"{batch.duration:g} s; build it with window=, or cut windows of its own length")
+        latents, turn = self.encode(batch), self.rotary(self.latent_times)
+        return in_pieces(lambda x: self.process(x, turn), latents), turn
 
     def encode(self, batch: SpikeBatch) -> Tensor:
-        """Spikes compressed into latents [B, L, D], before the blocks."""
+        """Tokens compressed into latents [B, L, D], before the blocks."""
         table, spikes, edges, group = self.tokens(batch)
         start = self.latents.repeat(len(self.latent_times) // len(self.latents), 1)
         latents = start + self.encoder.packed(start, self.rotary(self.latent_times), table, spikes, edges, group,
@@ -124,18 +133,20 @@ class POYO(SpikeModel):
         return (table, Tokens(3 * unit[spikes.units] + SPIKE, batch.times, batch.offsets.diff().tolist()),
                 Tokens(torch.cat(rows), torch.cat(times), [len(r) for r in rows]), group)
 
-    def decode(self, batch: SpikeBatch, latents: Tensor, turn: Tensor) -> Tensor:
-        """Standardised behaviour [Q, outputs] at the target's times, one query a time, its session's embedding."""
-        target = batch.targets[self.target]
+    def session_queries(self, batch: SpikeBatch) -> Tensor:
+        """What is asked of each window [B, D]: its session's embedding."""
+        return self.sessions(self.sessions.session_rows(batch))
+
+    def ask(self, queries: Tensor, target: Target, latents: Tensor, turn: Tensor) -> Tensor:
+        """The answers [Q, D] to each window's query [B, D] at the target's times, before a read-out."""
         size = target.offsets.diff()
         window = torch.repeat_interleave(size)
-        column = torch.arange(len(window), device=batch.device) - target.offsets[window]
-        session = self.sessions(self.sessions.session_rows(batch))
-        times = batch.times.new_zeros(len(batch), int(size.max()))      # queries are padded: they do not see each other
+        column = torch.arange(len(window), device=window.device) - target.offsets[window]
+        times = target.times.new_zeros(len(size), int(size.max()))      # queries are padded: they do not see each other
         times[window, column] = target.times
-        found = self.decoder(session, self.rotary(times), latents, turn)[window, column]
-        found = session[window] + found
-        return self.readout(found + self.decoder_ffn(found))
+        found = self.decoder(queries, self.rotary(times), latents, turn)[window, column]
+        found = queries[window] + found
+        return found + self.decoder_ffn(found)
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
         """Mean squared error of the standardised behaviour."""

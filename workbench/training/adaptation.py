@@ -3,7 +3,7 @@
     identify   the new units' and session's own rows; all else is frozen: unit identification (Azabou et al. 2023, POYO)
     finetune   the same for the first third of the steps, then everything: the staged schedule of the same paper. A
                model without such rows learns as a whole from the start
-    stitcher   the new session's linear maps alone (ReadIn, ReadOut), in front of and behind a frozen model
+    stitcher   the new session's linear maps alone (nn/stitcher.py), in front of and behind a frozen model
     identity   nothing: the model reads the units' identity off their activity, without labels (Le et al. 2025, SPINT)
 
 In every way the rows of other sessions stay as they were, to the bit. A model that decodes learns from the session's
@@ -26,7 +26,7 @@ from torch import nn
 
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.models.base import unit_names
-from workbench.nn.stitcher import ReadIn, ReadOut
+from workbench.nn.stitcher import ReadIn, ReadOut, SessionMap
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 from workbench.training.loop import Diverged, learning_rate
@@ -91,7 +91,7 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
 
 def _tables(model: nn.Module, session: Session, how: str, intervals: np.ndarray) -> list[Vocabulary]:
     """The tables whose rows of this session are free, after the model has met it."""
-    stitchers = [m for m in model.modules() if isinstance(m, ReadIn | ReadOut)]
+    stitchers = [m for m in model.modules() if isinstance(m, ReadIn | ReadOut | SessionMap)]
     within = nn.ModuleList(stitchers) if how == "stitcher" else model
     tables = [m for m in within.modules() if isinstance(m, Vocabulary) and m.kind in ("unit", "session")
               and m.weight.requires_grad]
@@ -141,7 +141,8 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
     """Train the session's rows, and from a third of the steps on the rest where `staged`; last loss, free numbers."""
     targets = (model.target,) if getattr(model, "target", None) else ()
     windows = RandomWindows([session], [intervals], duration=model.window, batch_size=batch_size, seed=seed,
-                            targets=targets, align=targets[0] if targets and model.bin_size else None)
+                            targets=targets, also=model.reads,
+                            align=targets[0] if targets and model.bin_size else None)
     rows = [table.weight for table in tables]
     rest = [p for p in model.parameters() if p.requires_grad and not any(p is row for row in rows)]
     free = sum(len(_rows(table, session)) * table.weight.shape[1] for table in tables)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from workbench.analysis import cosmoothing, decoding, probe
+from workbench.analysis import decoding, probe
 from workbench.batch import Reader
 from workbench.errors import BadRecording
 from workbench.session import Session
@@ -75,6 +75,7 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
 def _co_smoothing(model: nn.Module, sessions: Sequence[Session], test: Sequence[np.ndarray],
                   target: str | None) -> dict[str, Any]:
     """Bits per spike of units that the model is not shown, the mean of draws, then of sessions."""
+    from workbench.analysis import cosmoothing                          # brings scikit-learn, which takes a second
     own, each = getattr(model, "_hub_mixin_config", {}).get("held_out") or [], []
     for session, part in zip(sessions, test, strict=True):
         names = [unit for unit in session.units["id"] if f"{session.id}/{unit}" in own]
@@ -96,7 +97,7 @@ def own_loss(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.n
 
     The same windows and the same random numbers (a masked model hides something in evaluation too) at every call.
     """
-    reader = Reader(sessions, (target,) if target is not None else ())
+    reader = Reader(sessions, (target,) if target is not None else (), also=model.reads)
     starts = [sliding(_edges(model, s, part, target), model.window, model.window)
               for s, part in zip(sessions, parts, strict=True)]
     session, starts = np.repeat(np.arange(len(sessions)), [len(s) for s in starts]), np.concatenate(starts)

@@ -154,7 +154,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
     target = _target(recipe, sessions, needed=objectives.needs_target(kind))
     parts = [split(s, **recipe.split.model_dump()) for s in sessions]
     for session, part in zip(sessions, parts, strict=True):
-        _check_session(session, target, part)
+        _check_session(session, target, part, kind.spikes)
     train_parts, valid_parts, test_parts = ([p[name] for p in parts] for name in ("train", "valid", "test"))
 
     settled = storage.read_json(folder / "resolved.json") or {}
@@ -173,7 +173,8 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         solved = hasattr(model, "fit")
         if not solved:
             windows = RandomWindows(sessions, train_parts, duration=model.window, seed=recipe.seed,
-                                    targets=tuple(given.values()), align=target if model.bin_size else None,
+                                    targets=tuple(given.values()), also=model.reads,
+                                    align=target if model.bin_size else None,
                                     batch_size=recipe.batch.size, **recipe.batch.model_dump(exclude={"size"}))
         if threads is None:
             choose = not solved and device == "cpu"
@@ -228,9 +229,9 @@ def _settings(model: torch.nn.Module) -> dict[str, Any]:
     return {k: v for k, v in config.items() if not (isinstance(v, list | tuple) and any(isinstance(i, str) for i in v))}
 
 
-def _check_session(session: Session, target: str | None, parts: dict[str, np.ndarray]) -> None:
+def _check_session(session: Session, target: str | None, parts: dict[str, np.ndarray], spikes: bool) -> None:
     """Spikes to learn from, and in every part a behaviour that varies: without them a score means nothing."""
-    if not len(session.spike_times):
+    if spikes and not len(session.spike_times):
         raise CannotTrain(f"{session.id} has no spikes to learn from; choose a recording of spikes")
     if target is None:
         return
