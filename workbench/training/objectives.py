@@ -75,7 +75,7 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
 def _co_smoothing(model: nn.Module, sessions: Sequence[Session], test: Sequence[np.ndarray],
                   target: str | None) -> dict[str, Any]:
     """Bits per spike of units that the model is not shown, the mean of draws, then of sessions."""
-    from workbench.analysis import cosmoothing                          # brings scikit-learn, which takes a second
+    from workbench.analysis import cosmoothing  # brings scikit-learn, which takes seconds
     own, each = getattr(model, "_hub_mixin_config", {}).get("held_out") or [], []
     for session, part in zip(sessions, test, strict=True):
         names = [unit for unit in session.units["id"] if f"{session.id}/{unit}" in own]
