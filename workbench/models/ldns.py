@@ -12,8 +12,9 @@ moments, so that neither stage feels the other and the diffusion has arrived whe
 drift of the latents, has run out. What generation needs of the moments is kept as their running average.
 
 Departs from the authors' code: S4D in place of S4; one training in place of two in a row; maps in and out hold a row a
-unit, so that several sessions share one latent space; penalties are means over entries; adaptive norms start small and
-not at zero, so that every part learns from the first step. Spike history and conditioning on behaviour are left out.
+unit, so that several sessions share one latent space; a bin's penalty is shared by its units, so that it means the same
+in large and small populations; adaptive norms start small and not at zero, so that every part learns from the first
+step. Spike history and conditioning on behaviour are left out.
 """
 
 from __future__ import annotations
@@ -104,9 +105,11 @@ class LDNS(SpikeModel):
         seen, scored = self.masker(counts, self.masker.held_out(self.read_out.units, batch), batch.unit_mask)
         latents = self.encode(seen / (1 - self.drop), batch)
         nll = poisson_nll(self.log_rates(latents, batch), counts, where=scored)
-        rough = sum((latents[:, lag:] - latents[:, :-lag]).square().mean() / (1 + lag)
+        rough = sum((latents[:, lag:] - latents[:, :-lag]).square().sum(2).mean() / (1 + lag)
                     for lag in range(1, min(LAGS, latents.shape[1] - 1) + 1))
-        penalty = self.shrink * latents.square().mean() + self.smooth * rough
+        # The likelihood is per entry, so each bin's penalty is shared by its units, as if all were summed.
+        units = batch.unit_mask.sum(1).float().mean()
+        penalty = (self.shrink * latents.square().sum(2).mean() + self.smooth * rough) / units
         with torch.no_grad():                                           # learned from all counts, as they will be used
             clean = self.standard(self(batch).latents.transpose(1, 2)).transpose(1, 2)
         denoise = partial(self.denoiser, spectra=self.denoiser.spectra(clean.shape[1]))
