@@ -124,6 +124,23 @@ def ddpm_loss(denoise: Callable[[Tensor, Tensor], Tensor], clean: Tensor, kept: 
     return distance(denoise(share.sqrt() * clean + (1 - share).sqrt() * noise, step), noise)
 
 
+def decoupled_contrast(one: Tensor, two: Tensor, there: Tensor, temperature: float) -> Tensor:
+    """Two views of one unit attract, those of different units of a window repel, decoupled: the mean of units.
+
+    (1 − s⁺) / τ + log mean exp(s⁻ / τ), with s⁺ the similarity of a unit's two views and s⁻ those of its one view to
+    both views of all other units, averaged over both views. one, two [B, N, D] of unit norm, there [B, N] which of
+    them count. 0 where no window has two units. Yeh et al. 2022, arXiv 2110.06848, as NuCLR uses it, arXiv 2512.01199.
+    """
+    n = there.sum(1)
+    both = torch.cat([one, two], dim=1)
+    others = there[:, None] & ~torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
+    others = others.repeat(1, 2, 2)                                     # of a unit in one view: all others in both
+    repel = (both @ both.mT / temperature).masked_fill(~others, -1e9).logsumexp(2).unflatten(1, (2, -1)).mean(1)
+    repel = repel - (2 * (n - 1)).clamp(min=1).log()[:, None]
+    attract = (1 - (one * two).sum(2)) / temperature
+    return mean_where(attract + repel, there & (n > 1)[:, None])
+
+
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """The mean of the values where `where` is true, 0 where it never is; values elsewhere may be anything finite."""
     return (values * where).sum() / where.sum().clamp(min=1)
