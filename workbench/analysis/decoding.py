@@ -13,14 +13,18 @@ import numpy as np
 import torch
 
 from workbench.batch import Reader
-from workbench.errors import BadRecording
-from workbench.metrics import r2
+from workbench.errors import BadRecording, UnknownName
+from workbench.metrics import accuracy, balanced_accuracy, r2
+from workbench.models.base import Output
 from workbench.session import Session, inside
 from workbench.windows import aligned, sliding
 
 
 class Decoded(NamedTuple):
-    """Samples of a target and their predictions: times [T], true, averaged and causal [T, D]; NaN where none is."""
+    """Samples of a target and their predictions: times [T], true, averaged and causal [T, D]; NaN where none is.
+
+    Of a task of classes true is their numbers [T, 1], and predictions are probabilities [T, K].
+    """
 
     times: np.ndarray
     true: np.ndarray
@@ -40,26 +44,36 @@ def decode(model, session: Session, intervals: np.ndarray, target: str, *, step:
     interval = session.get_series(target).interval
     step = step or _step(interval)
     starts = sliding(aligned(intervals, times, interval, model.window), model.window, step)
-    total = {name: np.zeros(true.shape) for name in ("averaged", "causal")}
-    number = {name: np.zeros(len(times)) for name in total}
+    total, number = {}, {name: np.zeros(len(times)) for name in ("averaged", "causal")}
     training = model.training
     model.eval()
     for at in np.array_split(starts, -(-len(starts) // batch_size)):
         batch = reader.read(np.zeros(len(at), int), at, model.window).to(_device(model))
-        behavior = model(batch).behavior.double().cpu().numpy()
+        if not len(batch.targets[target].times):                        # of a series that is sampled seldom
+            continue
+        behavior = _said(model(batch), target).double().cpu().numpy()
         when, offsets = batch.targets[target].times.cpu().numpy(), batch.targets[target].offsets.cpu().numpy()
         rows = np.arange(offsets[-1]) + np.repeat(np.searchsorted(times, at) - offsets[:-1], np.diff(offsets))
         last = when >= model.window - step - 1e-4 * step
         for name, use in (("averaged", when >= model.warmup - 1e-6), ("causal", last)):
-            np.add.at(total[name], rows[use], behavior[use])
+            np.add.at(total.setdefault(name, np.zeros((len(times), behavior.shape[1]))), rows[use], behavior[use])
             np.add.at(number[name], rows[use], 1)
     model.train(training)
     held_out = inside(times, intervals)
     mean = {}
-    for name in total:
+    for name in number:
         with np.errstate(invalid="ignore"):
-            mean[name] = (total[name] / number[name][:, None])[held_out]
+            mean[name] = (total.get(name, np.zeros(true.shape)) / number[name][:, None])[held_out]
     return Decoded(times[held_out], true[held_out], mean["averaged"], mean["causal"])
+
+
+def _said(output: Output, target: str) -> torch.Tensor:
+    """What a model says of the target: its one behaviour, or one of its tasks."""
+    if output.tasks is None:
+        return output.behavior
+    if target not in output.tasks:
+        raise UnknownName("task", target, output.tasks, where="what the model decodes")
+    return output.tasks[target]
 
 
 def score(model, sessions: Sequence[Session], intervals: Sequence[np.ndarray], target: str, *,
@@ -93,6 +107,33 @@ def score(model, sessions: Sequence[Session], intervals: Sequence[np.ndarray], t
     if len(sessions) > 1:
         result["sessions"] = {s.id: _mean(one) for s, one in zip(sessions, each["r2"], strict=True)}
     return result
+
+
+def score_classes(model, sessions: Sequence[Session], intervals: Sequence[np.ndarray], target: str, *,
+                  step: float | None = None) -> dict:
+    """Accuracy of a task of classes on held-out intervals, one array [n, 2] a session; the mean of sessions.
+
+    {"accuracy", "balanced_accuracy", "most_frequent", "samples", "protocol"}: the class most probable in the mean of
+    overlapping windows, at least four a sample; "most_frequent": what naming one class always would reach.
+    """
+    each = []
+    for session, part in zip(sessions, intervals, strict=True):
+        if target not in session.series:
+            continue
+        most = min(_step(session.get_series(target).interval), model.window / 4)
+        found = decode(model, session, part, target, step=step or most)
+        there = np.isfinite(found.averaged).all(1)
+        if there.any():
+            true, named = found.true[there, 0].astype(int), found.averaged[there].argmax(1)
+            each.append((accuracy(true, named), balanced_accuracy(true, named), np.bincount(true).max() / len(true),
+                         len(true)))
+    if not each:
+        raise BadRecording(f"no sample of {target!r} lies in the held-out time; choose a series that is sampled there")
+    right, balanced, most, samples = np.transpose(each)
+    return {"accuracy": float(right.mean()), "balanced_accuracy": float(balanced.mean()),
+            "most_frequent": float(most.mean()), "samples": int(samples.sum()), "protocol":
+            f"share of samples of {target!r} whose class is right; probabilities averaged over windows of "
+            f"{model.window:g} s that overlap inside held-out time"}
 
 
 def _mean(values) -> float:

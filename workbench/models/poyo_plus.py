@@ -50,11 +50,11 @@ class POYOPlus(POYO):
                          latents=latents, dim=dim, depth=depth, head_dim=head_dim, cross_heads=cross_heads,
                          self_heads=self_heads, dropout=dropout, ffn_dropout=ffn_dropout,
                          attention_dropout=attention_dropout, t_min=t_min, t_max=t_max)
-        self.kinds = {name: task["kind"] for name, task in tasks.items()}
-        self.reads = [name for name in tasks if name != target]
+        self.reads = sorted(set(tasks) - {target})                      # in an order that a file keeps
+        self.kinds = {name: tasks[name]["kind"] for name in (target, *self.reads)}
         self.tasks = nn.Parameter(torch.randn(len(tasks), dim) * 0.02)
         del self.mean, self.scale                                       # every task has its own
-        self.readout = nn.ModuleList(ReadOut(dim, **task) for task in tasks.values())
+        self.readout = nn.ModuleList(ReadOut(dim, **tasks[name]) for name in self.kinds)
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], *, target: str, size: str | None = None,

@@ -56,6 +56,8 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
     scores: dict[str, dict[str, Any]] = {}
     if model.decodes:
         scores[target] = decoding.score(model, sessions, test, target)
+        scores |= {task: _task(model, sessions, test, task, kind)
+                   for task, kind in getattr(model, "kinds", {}).items() if task != target}
     elif target is not None and (probed := probe.fit(model, sessions, train, valid, target)):
         found = decoding.score(probed, sessions, test, target)
         scores[target] = found | {"protocol": f"ridge from {probed.source} in the sample's bin, fitted to the training "
@@ -70,6 +72,16 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
         told = [score["protocol"] for score in (own, found) if "protocol" in score]
         scores["spikes"] = own | found | {"protocol": " · ".join(told)}
     return scores, " · ".join([score.pop("protocol") for score in scores.values()])
+
+
+def _task(model: nn.Module, sessions: Sequence[Session], test: Sequence[np.ndarray], task: str, kind: str) -> dict:
+    """The score of one more thing that a model of several tasks decodes, in the sessions that have it."""
+    having = [(s, part) for s, part in zip(sessions, test, strict=True) if task in s.series]
+    score = decoding.score if kind == "numbers" else decoding.score_classes
+    try:
+        return score(model, *zip(*having, strict=True), task)
+    except BadRecording as error:                                       # hardly a sample there: the rest stands
+        return {"protocol": f"no score of {task!r} ({error})"}
 
 
 def _co_smoothing(model: nn.Module, sessions: Sequence[Session], test: Sequence[np.ndarray],
