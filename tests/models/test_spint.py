@@ -12,7 +12,7 @@ from tests.models.test_zoo import SESSIONS, toy
 from workbench import models
 from workbench.analysis.decoding import score
 from workbench.batch import Reader
-from workbench.errors import BadRecording, UnknownName
+from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.models.spint import LAGS, statistics
 
 
@@ -76,6 +76,9 @@ def test_a_missing_unit_is_left_out_and_no_unit_at_all_is_answered():
     assert not torch.allclose(model(silent).behavior, model(batch.drop(batch.units == 3)).behavior, atol=1e-6)
     nobody = batch.keep_units(torch.zeros(8, dtype=torch.bool))
     assert torch.isfinite(model(nobody).behavior).all()
+    beside = Reader(SESSIONS, ("vel",)).read([0, 1], [1.0, 2.0], model.window)
+    beside = beside.keep_units(torch.arange(20) >= 8)                   # one window of nobody, one of twelve
+    assert torch.isfinite(model(beside).behavior).all()
 
 
 def test_a_step_leaves_out_units_and_never_all_of_a_window():
@@ -117,6 +120,8 @@ def test_what_cannot_be_identified_is_refused_in_one_sentence():
         model(read(fewer, [1.0], model))
     with pytest.raises(UnknownName, match="no reference 'statistic' in the references of SPINT; did you mean stat"):
         build(SESSIONS, reference="statistic")
+    with pytest.raises(WorkbenchError, match=r"windows of 0\.5 s hold no history of 1 s"):
+        build(SESSIONS, window=0.5)
 
 
 def test_statistics_tell_rate_rhythm_and_company():

@@ -83,6 +83,7 @@ class NuCLR(SpikeModel):
         """Views [B, 2, N, L, bins] → vectors [B, 2, N, D]. seen [B, 2, N]: the neurons that the others may see."""
         x = self.read_in(views.flatten(0, 1))                                               # [2 B, N, L, D]
         seen = seen.flatten(0, 1)
+        seen = seen | ~seen.any(1, keepdim=True)                        # attention to nothing is not a number
         turn = self.rotary(torch.arange(self.patches, device=x.device))
         for block in self.temporal:
             x = block(x, turn)

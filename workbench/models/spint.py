@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
 from workbench.batch import Reader, SpikeBatch
-from workbench.errors import BadRecording, UnknownName
+from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.losses import window_mse
 from workbench.models.base import Output, SpikeModel, default_bins, sample_bins, scaling
 from workbench.nn.transformer import Attention
@@ -52,6 +52,9 @@ class SPINT(SpikeModel):
                  reference_bins: int = 200, standardise: bool = True, dim: int = 128, heads: int = 8,
                  dropout: float = 0.1, channel_dropout: float = 0.5):
         super().__init__()
+        if window < history:
+            raise WorkbenchError(f"windows of {window:g} s hold no history of {history:g} s; give a longer window= or "
+                                 "a shorter history=")
         if reference not in SUMMARIES:
             raise UnknownName("reference", reference, SUMMARIES, where="the references of SPINT")
         self.sessions, self.target, self.bin_size, self.window = list(sessions), target, bin_size, window
@@ -65,11 +68,10 @@ class SPINT(SpikeModel):
 
         norm = nn.LayerNorm if standardise else lambda *_: nn.Identity()
         self.per_window = nn.Sequential(norm(wide), nn.Linear(wide, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.per_unit = nn.Sequential(norm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim),
-                                      norm(dim))
+        self.per_unit = nn.Sequential(norm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), norm(dim))
         self.read_in, self.tokens = nn.Linear(self.lags, dim, bias=False), nn.Linear(dim, dim)
-        nn.init.normal_(self.tokens.weight, std=2 * dim ** -0.5)        # large tokens and queries: attention chooses
-        self.queries = nn.Parameter(torch.randn(outputs, dim) * 0.3)    # from the start, and learns three times sooner
+        nn.init.normal_(self.tokens.weight, std=2 * dim ** -0.5)        # large tokens and queries, so that attention
+        self.queries = nn.Parameter(torch.randn(outputs, dim) * 0.3)    # chooses from the start: it learns sooner
         self.attention = Attention(dim, heads, dropout=dropout)
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout),
                                  nn.Linear(dim, dim))
@@ -134,7 +136,8 @@ class SPINT(SpikeModel):
         units = tokens.new_zeros(*there.shape, *tokens.shape[1:]).index_put(there.nonzero(as_tuple=True), tokens)
         units = units.transpose(1, 2).flatten(0, 1)                                                 # [B × T, N, D]
         queries = self.queries.expand(len(units), -1, -1)
-        mask = there.repeat_interleave(tokens.shape[1], dim=0)[:, None, None]
+        seen = there | ~there.any(1, keepdim=True)                      # a window without units sees padding, zeros
+        mask = seen.repeat_interleave(tokens.shape[1], dim=0)[:, None, None]
         found = queries + self.attention(queries, units, mask=mask)
         found = found + self.mlp(found)
         return self.readout(found)[..., 0].unflatten(0, (len(there), -1))
