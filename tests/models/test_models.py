@@ -137,3 +137,18 @@ def test_a_session_that_a_model_was_not_built_for_is_refused(name):
     model, _ = trained(name, [tuned()], steps=1)
     with pytest.raises(UnknownName, match=r"no (session 'other'|unit 'other/u0')"):
         model(Reader([tuned("other")], ("vel",)).read([0], [0.0], model.window))
+
+
+def test_a_model_of_ones_own_is_known_by_its_name(monkeypatch):
+    from workbench.models.gru import GRU
+
+    monkeypatch.setattr(models, "_OWN", {})
+
+    @models.register
+    class Mine(GRU):
+        name = "mine"
+
+    assert models.get("mine") is Mine and models.available()["mine"] == ["decodes"]
+    assert isinstance(models.build("mine", [tuned()], target="vel", dim=8), Mine)
+    with pytest.raises(WorkbenchError, match="Taken has the name 'gru'"):
+        models.register(type("Taken", (GRU,), {"name": "gru"}))

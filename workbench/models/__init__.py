@@ -17,29 +17,44 @@ _MODELS = {"poyo": "POYO", "ridge": "Ridge", "mlp": "MLP", "gru": "GRU",
            "spint": "SPINT", "nuclr": "NuCLR", "cebra": "CEBRA", "possm": "POSSM",
            "lfads": "LFADS", "ldns": "LDNS",
            "mtm": "MtM", "neds": "NEDS",
-           "poyo_plus": "POYOPlus", "capoyo": "CaPOYO"}
+           "poyo_plus": "POYOPlus", "capoyo": "CaPOYO", "neuroformer": "Neuroformer"}
 _EXTRAS = {"cebra": "cebra"}                                            # model → the package that it cannot do without
+_OWN: dict[str, type] = {}                                             # models of the user's, by their names
 _VERBS = ("decodes", "reconstructs", "forecasts", "generates", "embeds")
 
 
 def get(name: str) -> type:
     """The class of that name."""
+    if name in _OWN:
+        return _OWN[name]
     if name not in _MODELS:
-        raise UnknownName("model", name, _MODELS)
+        raise UnknownName("model", name, [*_MODELS, *_OWN])
     return getattr(import_module(f"workbench.models.{name}"), _MODELS[name])
+
+
+def register(model: type) -> type:
+    """Know a `SpikeModel` of one's own under its `name`, in this process, wherever a model is named; a decorator.
+
+    A run in a process of its own does not know it: train it with launch(…, on="here"), as `compare` does.
+    """
+    if not model.name or model.name in _MODELS:
+        raise WorkbenchError(f"{model.__name__} has the name {model.name!r}; give the class a `name` of its own")
+    _OWN[model.name] = model
+    return model
 
 
 def available() -> dict[str, list[str]]:
     """name → what it does: decodes, reconstructs, forecasts, generates, embeds. Without models of absent packages."""
     here = (name for name in _MODELS if name not in _EXTRAS or find_spec(_EXTRAS[name]))
-    return {name: [verb for verb in _VERBS if getattr(get(name), verb)] for name in here}
+    return {name: [verb for verb in _VERBS if getattr(get(name), verb)] for name in (*here, *_OWN)}
 
 
 def build(name: str, sessions: Sequence, **settings):
     """A new model for these sessions; settings that the model does not know are refused by name."""
     model = get(name)
     hints = get_type_hints(model.__init__) | get_type_hints(model.for_sessions)
-    known = [k for k in hints if k not in ("return", "units", "sessions", "outputs", "mean", "scale", "rates", "regions")]
+    known = [k for k in hints if k not in ("return", "units", "sessions", "regions", "outputs", "mean", "scale",
+                                           "rates")]
     for key, value in settings.items():
         if key not in known:
             raise UnknownName("setting", key, known, where=f"model {name!r}")
