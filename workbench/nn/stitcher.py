@@ -72,3 +72,17 @@ class ReadOut(nn.Module):
         names = sorted(means.keys() - set(but))
         weight = self.units.weight
         weight[self.units.rows(names), -1] = weight.new_tensor([means[name] for name in names]).clamp(min=1e-4).log()
+
+
+class SessionMap(nn.Module):
+    """One vector for another, of a behaviour say, by a map that each session keeps as a single row under its name."""
+
+    def __init__(self, sessions: Sequence[str], inputs: int, outputs: int):
+        super().__init__()
+        self.outputs = outputs
+        self.rows = Vocabulary("session", sessions, (inputs + 1) * outputs, std=(1 / inputs / 3) ** 0.5)
+
+    def forward(self, x: Tensor, batch: SpikeBatch) -> Tensor:
+        """x [B, T, inputs] → [B, T, outputs]."""
+        weight = self.rows(self.rows.session_rows(batch)).unflatten(-1, (-1, self.outputs))
+        return torch.baddbmm(weight[:, -1:], x, weight[:, :-1])             # the last row: the bias
