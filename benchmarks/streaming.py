@@ -26,12 +26,14 @@ def main(turns: int = 20, steps: int = 25) -> dict[str, float]:
     build = lambda **settings: POSSM.for_sessions([session], target="hand_vel", **settings).eval()
     models = {"POSSM gru": build(width=516), "POSSM s4d": build(core="s4d", width=640),
               "POSSM mamba": build(core="mamba", width=380), "POSSM gru, published size": build()}
-    cases = {"POYO on the last second": sliding(poyo, session)} | {k: live(m, session) for k, m in models.items()}
+    chunks = range(20, 20 + turns * steps)
+    cases = {"POYO on the last second": sliding(poyo, session, chunks)} | {
+        name: live(model, session, chunks) for name, model in models.items()}
     spent = {name: [] for name in cases}
     for turn in range(turns):
         for name, case in cases.items():
-            chunks = range(20 + turn * steps, 20 + (turn + 1) * steps)
-            each = [case(k) for k in (chunks[:5] if name.startswith("POYO") else chunks)]
+            now = chunks[turn * steps:(turn + 1) * steps]
+            each = [case(k) for k in (now[:5] if name.startswith("POYO") else now)]
             spent[name] += each[1:]                                     # the first one warms up
     sizes = {name: parameters(model) for name, model in zip(cases, (poyo, *models.values()), strict=True)}
     first = np.median(spent["POYO on the last second"])
@@ -42,28 +44,29 @@ def main(turns: int = 20, steps: int = 25) -> dict[str, float]:
     return {name: first / np.median(seconds) for name, seconds in spent.items()}
 
 
-def sliding(model, session):
+def sliding(model, session, chunks: range):
     """Step k → CPU seconds of POYO on the second that ends with chunk k, for one prediction at its end."""
-    reader = Reader([session])
+    reader, answers = Reader([session]), Target(torch.tensor([model.window]), torch.zeros(1, 2), torch.tensor([0, 1]))
+    batches = {k: reader.read([0], [(k + 1) * CHUNK - model.window], model.window) for k in chunks}
+    for batch in batches.values():
+        batch.targets[model.target] = answers
 
     @torch.inference_mode()
     def step(k: int) -> float:
-        batch = reader.read([0], [(k + 1) * CHUNK - model.window], model.window)
-        batch.targets[model.target] = Target(torch.tensor([model.window]), torch.zeros(1, 2), torch.tensor([0, 1]))
         start = time.process_time()
-        model(batch)
+        model(batches[k])
         return time.process_time() - start
     return step
 
 
-def live(model, session):
+def live(model, session, chunks: range):
     """Step k → CPU seconds of a step of POSSM with the spikes of chunk k."""
     reader, stream = Reader([session]), model.stream(session, at=[CHUNK])
+    batches = {k: reader.read([0], [k * CHUNK], CHUNK) for k in chunks}
 
     def step(k: int) -> float:
-        batch = reader.read([0], [k * CHUNK], CHUNK)
         start = time.process_time()
-        stream.step(batch.times, batch.units)
+        stream.step(batches[k].times, batches[k].units)
         return time.process_time() - start
     return step
 

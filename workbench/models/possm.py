@@ -182,7 +182,8 @@ class Stream:
         self.rotary, self.core, self.chunk, self.query = model.rotary, model.core, model.bin_size, model.query
         self.to_out, self.ffn, self.norm = model.encoder.to_out, model.encoder_ffn, model.decoder.norm_context
         self.state = self.core.start(1)
-        self.turning, self.still = model.keys_and_values(model.units.rows(units))
+        turning, self.still = model.keys_and_values(model.units.rows(units))
+        self.turning = torch.view_as_complex(turning.unflatten(-1, (-1, 2)).contiguous())
         decoder, heads = model.decoder, model.decoder.heads
         name = model.sessions(model.sessions.rows([session]))[0]
         ago = torch.tensor(at, device=name.device) - model.state_times().flip(0)[:, None]           # newest state first
@@ -209,10 +210,11 @@ class Stream:
                                      f"of their chunk, 0 to {self.chunk:g} s")
         else:
             times, units = self.blank
-        turned, still = rotate_(self.turning[units], self.rotary(times)[:, None]), self.still[units]
-        keys, values = turned.chunk(2, dim=1)
-        weight = (keys[..., ::2].sum(-1) + still[..., 0]).softmax(0)[..., None]
-        seen = torch.cat([(values * weight).sum(0), (still[..., 1:] * weight).sum(0)], dim=-1)
+        keys, values = (self.turning[units] * self.rotary(times)[:, None]).chunk(2, dim=1)
+        still = self.still[units]
+        weight = (keys.sum(-1).real + still[..., 0]).softmax(0)[..., None]
+        moved, stood = torch.view_as_real((values * weight).sum(0)).flatten(1), (still[..., 1:] * weight).sum(0)
+        seen = torch.cat([moved, stood], dim=1)
         x = self.query + self.to_out(seen.view(1, -1))
         x, self.state = self.core.step(x + self.ffn(x), self.state)
 
