@@ -108,3 +108,27 @@ def test_bad_requests_are_refused_in_one_sentence():
         read([0], [1.0]).counts(0.3)
     with pytest.raises(UnknownName, match=r"no series 'speed' in session 'a'; there are vel"):
         Reader(SESSIONS, ("speed",))
+
+
+def test_spikes_that_are_dropped_and_added_again_are_where_they_were():
+    batch = read([0, 1, 2], [0.5, 3.25, 1.0])
+    gone = torch.arange(len(batch.times)) % 3 == 0
+    again = batch.drop(gone).add(batch.windows[gone], batch.units[gone], batch.times[gone])
+    assert torch.equal(again.times, batch.times) and torch.equal(again.units, batch.units)
+    assert torch.equal(again.offsets, batch.offsets)
+
+
+def test_series_of_units_may_be_as_wide_as_each_session_and_others_may_be_missing():
+    from dataclasses import replace
+    clock = np.arange(0, 10, 0.1)
+    wide = [replace(s, series={**s.series, "dF/F": Series(clock, np.full((100, len(s.units)), i + 1.0), "dF/F",
+                                                          tuple(s.units["id"]))}) for i, s in enumerate(SESSIONS[:2])]
+    sessions = [*wide, SESSIONS[2]]
+    traces = Reader(sessions, ("vel",), also=("dF/F",)).read([0, 1, 2], [0.5, 3.25, 1.0], 1.0).targets["dF/F"]
+    assert traces.offsets.tolist() == [0, 10, 20, 20] and traces.values.shape == (20, 12)
+    assert traces.values[:10].sum(1).tolist() == [5.0] * 10 and traces.values[10:].sum(1).tolist() == [24.0] * 10
+    with pytest.raises(UnknownName, match="no series 'dF/F' in session 'quiet'"):
+        Reader(sessions, ("dF/F",))
+    with pytest.raises(BadRecording, match=r"'dF/F' has \[5, 12\] columns"):
+        nameless = [replace(s, series={"dF/F": s.series["dF/F"]._replace(columns=())}) for s in wide]
+        Reader(nameless, ("dF/F",))

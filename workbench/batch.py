@@ -153,6 +153,14 @@ class SpikeBatch:
         units = (kept[:-1][tokens.units] - unit_offsets[tokens.windows])[keep[tokens.units]]
         return replace(batch, units=units, window_units=self.window_units[keep], unit_offsets=unit_offsets)
 
+    def add(self, windows: Tensor, units: Tensor, times: Tensor) -> SpikeBatch:
+        """The batch with more spikes: the window of each, its unit's column, and seconds from the window's start."""
+        windows, times = torch.cat([self.windows, windows]), torch.cat([self.times, times.to(self.times)])
+        order = (windows * 2 * self.duration + times.double()).argsort(stable=True)
+        offsets = torch.bincount(windows, minlength=len(self)).cumsum(0)
+        return replace(self, times=times[order], units=torch.cat([self.units, units])[order],
+                       offsets=torch.cat([offsets.new_zeros(1), offsets]))
+
     def jitter(self, shift: Tensor) -> SpikeBatch:
         """The batch with every spike moved by `shift` [S] seconds, kept inside its window and in time order."""
         times = (self.times + shift).clamp(0, np.nextafter(np.float32(self.duration), np.float32(0)))

@@ -53,9 +53,10 @@ class Block(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, turn: Tensor | None = None) -> Tensor:
-        """x [B, L, D] → [B, L, D]; mask and turn as in `Attention`."""
-        look = lambda z: self.dropout(self.attention(z, mask=mask, turn=turn))
+    def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None,
+                turn: Tensor | None = None) -> Tensor:
+        """x [B, L, D] → [B, L, D]; a context is looked at as it is given; mask and turn as in `Attention`."""
+        look = lambda z: self.dropout(self.attention(z, context, mask=mask, turn=turn))
         think = lambda z: self.dropout(self.down(self.dropout(self.activation(self.up(z)))))
         for norm, change in zip(self.norms, (look, think), strict=True):
             x = x + change(norm(x)) if self.pre else norm(x + change(x))
