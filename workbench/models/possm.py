@@ -205,7 +205,7 @@ class Stream:
         """
         if len(times):
             first, last = (t.item() for t in times.aminmax())
-            if first < 0 or last > self.chunk:
+            if first < -1e-6 or last > self.chunk + 1e-6:               # float32 may put it a hair outside
                 raise WorkbenchError(f"the spikes of a chunk lie at {first:g} to {last:g} s; give times from the start "
                                      f"of their chunk, 0 to {self.chunk:g} s")
         else:

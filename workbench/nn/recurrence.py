@@ -27,15 +27,16 @@ class GRUCore(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.gru(x)[0]
 
-    def start(self, n: int) -> list[Tensor]:
-        return list(self.gru.weight_hh_l0.new_zeros(self.gru.num_layers, n, self.gru.hidden_size))
+    def start(self, n: int) -> list[tuple[Tensor, list[Tensor]]]:
+        """Each layer's hidden state [n, width], and its weights: to look them up takes as long as a small layer."""
+        rest = self.gru.weight_hh_l0.new_zeros(n, self.gru.hidden_size)
+        return [(rest, weights) for weights in self.gru.all_weights]
 
-    def step(self, x: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def step(self, x: Tensor, state: list) -> tuple[Tensor, list]:
         now = []
-        for weights, hidden in zip(self.gru.all_weights, state, strict=True):
-            w_in, w_hidden, b_in, b_hidden = weights
-            x = torch.gru_cell(x, hidden, w_in, w_hidden, b_in, b_hidden)
-            now.append(x)
+        for hidden, weights in state:
+            x = torch.gru_cell(x, hidden, *weights)
+            now.append((x, weights))
         return x, now
 
 
