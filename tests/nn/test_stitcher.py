@@ -13,17 +13,17 @@ NAMES = [f"{s.id}/{u}" for s in SESSIONS for u in s.units["id"]]
 ALIKE = Reader(SESSIONS).read([1, 1, 1], [0.0, 2.0, 5.0], 1.0)
 
 
-def layers() -> tuple[ReadIn, ReadOut]:
+def layers() -> tuple[ReadIn, ReadOut, ReadIn]:
     torch.manual_seed(0)
-    return ReadIn(NAMES, ["a", "b"], 6), ReadOut(NAMES, 6)
+    return ReadIn(NAMES, ["a", "b"], 6), ReadOut(NAMES, 6), ReadIn(NAMES, ["a", "b"], 6, lags=3)
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 2])
 def test_one_lookup_for_all_windows_gives_the_values_and_gradients_of_one_a_window(which, monkeypatch):
     def found():
         layer = layers()[which]
         torch.manual_seed(1)
-        y = layer(torch.randn(3, 20, 8) if which == 0 else torch.randn(3, 8, 6), ALIKE)
+        y = layer(torch.randn(3, 8, 6) if which == 1 else torch.randn(3, 20, 8), ALIKE)
         (y * torch.randn(y.shape)).sum().backward()
         return y, [p.grad for p in layer.parameters()]
 
@@ -34,6 +34,15 @@ def test_one_lookup_for_all_windows_gives_the_values_and_gradients_of_one_a_wind
     torch.testing.assert_close(y, want, atol=1e-5, rtol=1e-5)
     for have, expected in zip(grads, wanted, strict=True):
         torch.testing.assert_close(have, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lags_are_maps_of_the_bins_before():
+    layer, activity = layers()[2], torch.randn(3, 20, 8)
+    found = layer(activity, ALIKE)
+    maps = layer.units.weight[21:41].unflatten(1, (3, 6))               # of session b, the longest ago first
+    for t in (0, 1, 5):
+        want = sum(activity[1, :, t - ago] @ maps[:, 2 - ago] for ago in range(min(t + 1, 3)))
+        torch.testing.assert_close(found[1, t], want, atol=1e-5, rtol=1e-5)
 
 
 def test_windows_of_other_sessions_or_other_units_have_each_their_own():

@@ -35,7 +35,7 @@ class MLP(SpikeModel):
         self.target, self.bin_size, self.lags = target, bin_size, lags
         self.window, self.warmup = 4 * lags * bin_size, (lags - 1) * bin_size
         self.standard = StandardCounts(units, noise)
-        self.read_in = ReadIn(units, sessions, lags * dim)              # one map of the population a lag
+        self.read_in = ReadIn(units, sessions, dim, lags)
         layer = lambda: nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
         self.hidden = nn.Sequential(*(layer() for _ in range(depth - 1)), nn.GELU(), nn.Dropout(dropout))
         self.readout = nn.Linear(dim, outputs)
@@ -55,18 +55,10 @@ class MLP(SpikeModel):
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, outputs] at the target's times; the first `warmup` seconds see mean rates before the window."""
-        states = self.hidden(self._lagged(batch))
+        counts = self.standard(batch.counts(self.bin_size), batch)
+        states = self.hidden(self.read_in(counts, batch))
         window, bins = sample_bins(batch.targets[self.target], self.bin_size, states.shape[1])
         return Output(behavior=self.readout(states[window, bins]) * self.scale + self.mean, latents=states)
-
-    def _lagged(self, batch: SpikeBatch) -> Tensor:
-        """Σ over lags of that lag's map of the counts so many bins ago [B, T, dim], in no more memory than the sum."""
-        counts = self.standard(batch.counts(self.bin_size), batch)
-        each = self.read_in(counts, batch).unflatten(2, (self.lags, -1))
-        found = each[:, :, 0] / self.lags ** 0.5
-        for lag in range(1, self.lags):
-            found[:, lag:] += each[:, :-lag, lag] / self.lags ** 0.5
-        return found
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
         """Mean squared error of the standardised behaviour, after the warm-up."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, pad
 
 from workbench.batch import SpikeBatch
 from workbench.nn.vocabulary import Vocabulary
@@ -31,19 +32,26 @@ def shared_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor | None:
 
 
 class ReadIn(nn.Module):
-    """Activity of each session's units → `dim` shared features; units and sessions are names as in a model."""
+    """Activity of each session's units → `dim` shared features; units and sessions are names as in a model.
 
-    def __init__(self, units: Sequence[str], sessions: Sequence[str], dim: int):
+    lags: how many bins a feature sees, its own and those before it; a unit's row holds a vector for each.
+    """
+
+    def __init__(self, units: Sequence[str], sessions: Sequence[str], dim: int, lags: int = 1):
         super().__init__()
-        self.units = Vocabulary("unit", units, dim, std=(len(sessions) / max(len(units), 1) / 3) ** 0.5)
+        self.lags, std = lags, (len(sessions) / max(len(units), 1) / lags / 3) ** 0.5
+        self.units = Vocabulary("unit", units, lags * dim, std=std)
         self.bias = Vocabulary("session", sessions, dim, std=0.0)
 
     def forward(self, activity: Tensor, batch: SpikeBatch) -> Tensor:
         """activity [B, N, T], columns as in `batch.counts` → [B, T, dim]."""
-        bias, shared = self.bias(self.bias.session_rows(batch)), shared_weights(batch, self.units)
-        if shared is not None:
-            return activity.transpose(1, 2) @ shared + bias[:, None]
-        return torch.baddbmm(bias[:, None], activity.transpose(1, 2), unit_weights(batch, self.units))
+        bias, weight = self.bias(self.bias.session_rows(batch))[:, None], shared_weights(batch, self.units)
+        weight = unit_weights(batch, self.units) if weight is None else weight
+        if self.lags > 1:
+            activity = pad(activity, (self.lags - 1, 0)).unfold(2, self.lags, 1).transpose(2, 3).flatten(1, 2)
+            weight = weight.unflatten(-1, (self.lags, -1)).flatten(-3, -2)                  # [(B,) N × lags, dim]
+        x = activity.transpose(1, 2)
+        return x @ weight + bias if weight.ndim == 2 else torch.baddbmm(bias, x, weight)
 
 
 class ReadOut(nn.Module):
@@ -57,7 +65,7 @@ class ReadOut(nn.Module):
         """features [B, T, dim] → [B, N, T]; columns of units that a window lacks hold 0."""
         shared = shared_weights(batch, self.units)
         if shared is not None:
-            return torch.nn.functional.linear(features, shared[:, :-1], shared[:, -1]).transpose(1, 2)
+            return linear(features, shared[:, :-1], shared[:, -1]).transpose(1, 2)
         weight = unit_weights(batch, self.units)
         return torch.baddbmm(weight[..., -1:], weight[..., :-1], features.transpose(1, 2))
 
