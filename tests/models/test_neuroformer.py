@@ -14,6 +14,7 @@ from workbench.batch import Reader
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.models.neuroformer import _draw
 from workbench.session import Series, Session
+from workbench.training.objectives import held_out
 from workbench.windows import RandomWindows
 
 
@@ -226,6 +227,13 @@ def test_training_moves_what_is_drawn_to_the_order_of_the_recording():
         model.loss(windows.batch(k))["loss"].backward()
         adam.step()
     assert before < 0.4 and in_order() > 0.65
+
+
+def test_behaviour_that_is_shown_is_not_read_out():
+    parts = [np.array([[a, a + 6.0]]) for a in (0.0, 6.0, 12.0)]
+    for behavior, scored in (([], ["vel", "spikes"]), (["vel"], ["spikes"])):
+        scores, protocol = held_out(build(FILMED[:1], behavior=behavior), FILMED[:1], *([p] for p in parts), "vel")
+        assert list(scores) == scored and ("no probe of vel: the model is shown it" in protocol) == bool(behavior)
 
 
 @pytest.mark.parametrize(("settings", "error", "message"), [

@@ -1,5 +1,6 @@
 """POYO+ and CaPOYO: several questions to one set of latents; traces as tokens."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from workbench.batch import Reader
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.losses import window_mse
 from workbench.session import Series
+from workbench.training.recipe import Recipe
+from workbench.training.trainer import CannotTrain, train
 from workbench.windows import RandomWindows
 
 TASKS = {"side": "classes", "speed": "ordered", "turn": "numbers"}
@@ -203,6 +206,25 @@ def test_a_window_between_two_frames_still_gets_an_answer():
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             assert torch.isfinite(model(batch).behavior).all()
+
+
+def test_a_run_learns_from_traces_without_spikes_and_scores_every_task(tmp_path):
+    session = asked(toy("c", 4, 3, seconds=40.0))
+    replace(session, spike_times=np.empty(0), spike_units=np.empty(0, int)).save(tmp_path / "c.h5")
+    recipe = Recipe(model={"name": "capoyo", "tasks": {"side": "classes", "turn": "numbers"}, **SMALL["capoyo"]},
+                    data=str(tmp_path / "c.h5"), target="vel", batch={"size": 4}, threads=1, device="cpu",
+                    budget={"steps": 2, "eval_every": 2})
+    assert train(recipe, tmp_path / "run") == "finished"
+    scores = json.loads((tmp_path / "run" / "result.json").read_text())["scores"]
+    assert list(scores) == ["vel", "side", "turn"] and "r2" in scores["turn"]
+    assert 0 <= scores["side"]["accuracy"] <= 1
+    with pytest.raises(CannotTrain, match="c has no spikes to learn from"):
+        train(recipe.with_(model={"name": "poyo"}), tmp_path / "spikes")
+
+
+def test_traces_are_not_decoded_from_themselves():
+    with pytest.raises(WorkbenchError, match="'dF/F' is what CaPOYO sees"):
+        build(name="capoyo", tasks={"dF/F": "numbers"})
 
 
 def test_traces_that_are_nobodys_are_refused():

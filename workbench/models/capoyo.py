@@ -54,6 +54,8 @@ class CaPOYO(POYOPlus):
     def for_sessions(cls, sessions: Sequence[Session], *, target: str, tasks: Mapping[str, str] | None = None,
                      calcium: str = "dF/F", size: str | None = None, **settings) -> CaPOYO:
         """As POYO+. BadRecording for a session whose traces are not those of its units."""
+        if calcium in (target, *(tasks or ())):
+            raise WorkbenchError(f"{calcium!r} is what CaPOYO sees, so decoding it says nothing; name another target")
         for session in sessions:
             check_cells(session, calcium)
         return super().for_sessions(sessions, target=target, tasks=tasks, calcium=calcium, size=size, **settings)

@@ -192,7 +192,8 @@ class Neuroformer(SpikeModel):
                       nn.functional.pad(things.there, (1, 0), value=True))
 
     def _time(self, steps: Tensor) -> Tensor:
-        return self.time(steps[..., None] / self.steps)
+        every = torch.arange(-self.past, self.steps, device=steps.device)
+        return nn.functional.embedding(steps + self.past, self.time(every[:, None] / self.steps))
 
     # The network
 

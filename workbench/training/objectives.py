@@ -54,16 +54,18 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
              test: Sequence[np.ndarray], target: str | None) -> tuple[dict[str, dict], str]:
     """The scores on the test part, by target and under "spikes", and how they were measured."""
     scores: dict[str, dict[str, Any]] = {}
+    shown = target in model.reads                                       # so that a probe would find what was put in
     if model.decodes:
         scores[target] = decoding.score(model, sessions, test, target)
         scores |= {task: _task(model, sessions, test, task, kind)
                    for task, kind in getattr(model, "kinds", {}).items() if task != target}
-    elif target is not None and (probed := probe.fit(model, sessions, train, valid, target)):
+    elif target is not None and not shown and (probed := probe.fit(model, sessions, train, valid, target)):
         found = decoding.score(probed, sessions, test, target)
         scores[target] = found | {"protocol": f"ridge from {probed.source} in the sample's bin, fitted to the training "
                                   f"part, penalty chosen on the validation part; {found['protocol']}"}
     if not model.decodes:
-        blind = "" if target is None or target in scores else f" · no probe of {target}: it says nothing bin by bin"
+        why = "is shown it" if shown else "says nothing bin by bin"
+        blind = "" if target is None or target in scores else f" · no probe of {target}: the model {why}"
         scores["spikes"] = {"loss": own_loss(model, sessions, test, target), "protocol": "the model's own loss, the "
                             f"mean of windows of {model.window:g} s of the held-out time{blind}"}
     if model.reconstructs:
@@ -71,7 +73,7 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
         found = _co_smoothing(model, sessions, test, target)
         told = [score["protocol"] for score in (own, found) if "protocol" in score]
         scores["spikes"] = own | found | {"protocol": " · ".join(told)}
-    return scores, " · ".join([score.pop("protocol") for score in scores.values()])
+    return scores, " · ".join(dict.fromkeys([score.pop("protocol") for score in scores.values()]))
 
 
 def _task(model: nn.Module, sessions: Sequence[Session], test: Sequence[np.ndarray], task: str, kind: str) -> dict:
