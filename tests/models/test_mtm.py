@@ -160,3 +160,5 @@ def test_impossible_settings_are_refused():
         small(schemes=["region"])
     with pytest.raises(WorkbenchError, match="without a scheme has nothing to learn from"):
         small(schemes=[])
+    with pytest.raises(UnknownName, match="no setting 'regions' in model 'mtm'"):
+        models.build("mtm", SESSIONS, regions={})

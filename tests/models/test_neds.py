@@ -12,6 +12,7 @@ from workbench.batch import Reader, Target
 from workbench.errors import BadRecording
 from workbench.models.neds import NEDS, SCHEMES
 from workbench.session import Series
+from workbench.training.adaptation import adapt
 
 
 def small(sessions=tuple(SESSIONS), **settings) -> NEDS:
@@ -135,6 +136,22 @@ def test_sessions_of_as_many_units_share_no_map():
         assert not touched[table.rows([f"twin/u{i}" for i in range(8)])].any()
     for each in (model.map_in.rows, model.map_out.rows, model.session):
         assert each.weight.grad.any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("how", ["identify", "stitcher"])
+def test_a_new_session_learns_its_maps_of_behaviour_too(how):
+    model, new = small(), toy("new", 6, 5)
+    before = model.map_in.rows.weight.clone()
+    adapt(model, new, how, steps=4, batch_size=4)
+    for table in (model.map_in.rows, model.map_out.rows, model.read_in.units, model.read_out.units):
+        assert "new" in table.words or "new/u0" in table.words
+    assert torch.equal(model.map_in.rows.weight[:3], before)
+    fresh = small()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)                                            # as `adapt` draws new rows
+        fresh.extend([new])
+    for mine, drawn in ((model.map_in.rows, fresh.map_in.rows), (model.map_out.rows, fresh.map_out.rows)):
+        assert (mine.weight[3] != drawn.weight[3]).all()
 
 
 def test_hidden_tokens_are_one_whatever_they_held():

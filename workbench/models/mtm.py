@@ -19,7 +19,8 @@ Region schemes need windows with units in two known regions; others pass them by
 
 Departs from the authors' code: maps in and out hold a row a unit (theirs are looked up by the number of units, so that
 sessions of one size share a map); the read-in is one linear map of `width` channels (theirs are two in a row, with
-nothing between); the bias of the read-out starts at each unit's mean rate.
+nothing between); codes of positions, sessions and prompts start at a tenth of theirs, which drown the counts for long;
+the bias of the read-out starts at each unit's mean rate.
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ class MtM(SpikeModel):
         self.ratio, self.causal_ratio, self.regions = ratio, causal_ratio, dict(regions)
         self.read_in = ReadIn(units, sessions, width)
         self.embed = nn.Linear(width, dim)
-        self.position = Position("learned", max(round(window / bin_size), 1), dim)
+        self.position = Position("learned", max(round(window / bin_size), 1), dim, std=0.1)
         self.embedding_dropout = nn.Dropout(embedding_dropout)
-        self.session = Vocabulary("session", sessions, dim, std=1.0)
-        self.prompt = nn.Parameter(torch.randn(len(self.schemes), dim))
+        self.session = Vocabulary("session", sessions, dim, std=0.1)
+        self.prompt = nn.Parameter(torch.randn(len(self.schemes), dim) * 0.1)
         self.encoder = Transformer(dim, depth, heads, inner, dropout=dropout)
         self.encoder.tfixup_()
         self.read_out = ReadOut(units, dim)

@@ -20,7 +20,8 @@ Every window of a batch draws one scheme of what is hidden:
 Departs from the authors' code: one behaviour, any series in time (theirs also has choices and other values of whole
 trials, which windows here do not have); maps of spikes hold a row a unit, and behind the softsign one map serves all
 sessions; each window hides bins of its own, not those of its scheme in the batch; bins that lack a sample of the
-behaviour are hidden and not scored; the bias of the read-out starts at each unit's mean rate.
+behaviour are hidden and not scored; codes of modality, position and session start at a tenth of theirs, which drown
+spikes and behaviour for long; the bias of the read-out starts at each unit's mean rate.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from workbench.masking import draw
 from workbench.models.base import Output, SpikeModel, default_bins, sample_bins, scaling, unit_names
 from workbench.nn.position import Position
 from workbench.nn.rotary import RotaryTime
-from workbench.nn.stitcher import ReadIn, ReadOut
+from workbench.nn.stitcher import ReadIn, ReadOut, SessionMap
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
@@ -75,11 +76,11 @@ class NEDS(SpikeModel):
         self.read_in, self.embed_spikes = ReadIn(units, sessions, width), nn.Linear(width, dim)
         self.map_in, self.embed_behaviour = SessionMap(sessions, outputs, 2 * outputs), nn.Linear(2 * outputs, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        self.modality = nn.Parameter(torch.randn(2, 1, dim))            # of spikes, of behaviour
-        self.position = Position("learned", max(round(window / bin_size), 1), dim)
-        self.session = Vocabulary("session", sessions, dim, std=1.0)
+        self.modality = nn.Parameter(torch.randn(2, 1, dim) * 0.1)            # of spikes, of behaviour
+        self.position = Position("learned", max(round(window / bin_size), 1), dim, std=0.1)
+        self.session = Vocabulary("session", sessions, dim, std=0.1)
         self.embedding_dropout = nn.Dropout(embedding_dropout)
-        self.rotary = RotaryTime(dim // heads // 2, 6.28 * bin_size, 6.28e4 * bin_size)
+        self.rotary = RotaryTime(dim // heads // 2, 6.28 * bin_size, 6.28e4 * bin_size)     # a bin is a radian, or less
         self.encoder = Transformer(dim, depth, heads, inner, dropout=dropout)
         self.encoder.tfixup_()
         self.read_out, self.map_out = ReadOut(units, dim), SessionMap(sessions, dim, outputs)
@@ -174,17 +175,3 @@ def whole(scheme: str, counts: Tensor) -> Tensor:
     """Which tokens of spikes and of behaviour are hidden [B, 2, T] in every window, for counts [B, N, T]."""
     hidden = torch.tensor(SCHEMES[scheme], device=counts.device) == HIDDEN
     return hidden[None, :, None].expand(len(counts), 2, counts.shape[2])
-
-
-class SessionMap(nn.Module):
-    """A linear map of its own for every session, kept as one row each; behaviours have no units to hang rows on."""
-
-    def __init__(self, sessions: Sequence[str], inputs: int, outputs: int):
-        super().__init__()
-        self.outputs = outputs
-        self.rows = Vocabulary("session", sessions, (inputs + 1) * outputs, std=(1 / inputs / 3) ** 0.5)
-
-    def forward(self, x: Tensor, batch: SpikeBatch) -> Tensor:
-        """x [B, T, inputs] → [B, T, outputs]."""
-        weight = self.rows(self.rows.session_rows(batch)).unflatten(-1, (-1, self.outputs))
-        return torch.baddbmm(weight[:, -1:], x, weight[:, :-1])

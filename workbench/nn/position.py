@@ -7,14 +7,14 @@ from workbench.errors import UnknownName, WorkbenchError
 
 
 class Position(nn.Module):
-    """Adds a row of its own to each of at most `length` tokens. kind: "sinusoidal" (fixed) or "learned"."""
+    """Adds a row of its own to each of at most `length` tokens, fixed ("sinusoidal") or "learned", from N(0, std²)."""
 
-    def __init__(self, kind: str, length: int, dim: int):
+    def __init__(self, kind: str, length: int, dim: int, std: float = 1.0):
         super().__init__()
         if kind not in ("sinusoidal", "learned"):
             raise UnknownName("position", kind, ("sinusoidal", "learned"), where="the positional codes")
         if kind == "learned":
-            self.rows = nn.Parameter(torch.randn(length, dim))
+            self.rows = nn.Parameter(torch.randn(length, dim) * std)
         else:
             self.register_buffer("rows", sinusoid(length, dim), persistent=False)
 
