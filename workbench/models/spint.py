@@ -14,7 +14,9 @@ Departs from the paper. Identity is added behind the first linear map, not to th
 bound it; a token is what the unit's activity makes of it, less what it is without; both learn sooner. A missing unit is
 masked out of the attention (theirs is padded with −1). Reference windows are cut evenly from the recording (theirs are
 trials, stretched to one length). `standardise` gives counts in standard deviations of the unit's reference, and norms
-the identity; reference "statistics" shows how a unit fires and goes with the others, "windows" its counts as published.
+the identity: without it nothing is learnt from one day in the same time. Reference "windows" are counts, as published:
+told apart soonest, by heart where sessions are few. "statistics", how a unit fires and goes with the others, are slower
+to learn and say more of units never met.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class SPINT(SpikeModel):
 
     def __init__(self, *, sessions: Sequence[str], units: Sequence[int], target: str, outputs: int,
                  mean: Sequence[float], scale: Sequence[float], bin_size: float = 0.02, history: float = 1.0,
-                 window: float = 2.0, reference: str = "statistics", reference_windows: int = 8,
+                 window: float = 2.0, reference: str = "windows", reference_windows: int = 8,
                  reference_bins: int = 200, standardise: bool = True, dim: int = 128, heads: int = 8,
                  dropout: float = 0.1, channel_dropout: float = 0.5):
         super().__init__()
@@ -201,4 +203,4 @@ SUMMARIES = {"statistics": statistics, "windows": lambda counts: counts}
 
 
 def _kept(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value, requires_grad=False)                     # saved with the weights, never learned
+    return nn.Parameter(value.contiguous(), requires_grad=False)        # saved with the weights, never learned
