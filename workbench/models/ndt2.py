@@ -14,7 +14,8 @@ on the other colour of a chessboard of bins and patches, so that no count speaks
 
 Departs from the authors' code: in training each window loses up to `silent` of its units from the input, and is scored
 on them all the same (theirs names its held-out units beforehand), so that any unit can be hidden later; of the contexts
-only the session is kept; the bias of the log-rates starts at the mean rate.
+only the session is kept; learned codes of bins start as sines and cosines, so that near bins are alike from the start,
+other codes small, and the bias of the log-rates at the mean rate.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from workbench.errors import WorkbenchError
 from workbench.losses import poisson_nll, window_mse
 from workbench.models.base import Output, SpikeModel, default_bins, sample_bins, scaling
 from workbench.nn.patches import Patches, unpatched
+from workbench.nn.position import sinusoid
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
@@ -67,15 +69,15 @@ class NDT2(SpikeModel):
         self.target, self.bin_size, self.window = target, bin_size, window
         self.decodes, self.ratio, self.silent, self.causal, self.weight = bool(target), ratio, silent, causal, weight
         self.patches = Patches(patch, patches, max_count, dim)
-        self.bin_codes = nn.Embedding(max(round(window / bin_size), 1), dim)
-        self.patch_codes = nn.Embedding(patches, dim)
-        self.sessions = Vocabulary("session", sessions, dim, std=1.0)
-        self.flag, self.mask_token = (nn.Parameter(torch.randn(dim)) for _ in range(2))
+        self.bin_codes = nn.Parameter(sinusoid(max(round(window / bin_size), 1), dim))
+        self.patch_codes = nn.Parameter(torch.randn(patches, dim) * 0.3)
+        self.sessions = Vocabulary("session", sessions, dim, std=0.3)
+        self.flag, self.mask_token = (nn.Parameter(torch.randn(dim) * 0.3) for _ in range(2))
         stack = lambda depth: Transformer(dim, depth, heads, inner, dropout=dropout, norm="post")
         self.dropout, self.encoder, self.decoder = nn.Dropout(dropout), stack(depth), stack(decoder_depth)
         self.log_rates = nn.Linear(dim, patch)
         if target:
-            self.query, self.behavior_decoder = nn.Parameter(torch.randn(dim)), stack(decoder_depth)
+            self.query, self.behavior_decoder = nn.Parameter(torch.randn(dim) * 0.3), stack(decoder_depth)
             self.readout = nn.Linear(dim, outputs)
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("scale", torch.tensor(scale))
@@ -119,10 +121,10 @@ class NDT2(SpikeModel):
 
     def codes(self, bins: int, patches: int) -> Tensor:
         """What tells the places apart [bins, patches, dim]. WorkbenchError for more bins than were built for."""
-        if bins > self.bin_codes.num_embeddings:
-            raise WorkbenchError(f"a window of {bins} bins is longer than the {self.bin_codes.num_embeddings} bins "
-                                 "that the model was built for; build it with a longer window=, or cut shorter windows")
-        return self.bin_codes.weight[:bins, None] + self.patch_codes.weight[:patches]
+        if bins > len(self.bin_codes):
+            raise WorkbenchError(f"a window of {bins} bins is longer than the {len(self.bin_codes)} bins that the "
+                                 "model was built for; build it with a longer window=, or cut shorter windows")
+        return self.bin_codes[:bins, None] + self.patch_codes[:patches]
 
     def encode(self, batch: SpikeBatch, x: Tensor, visible: Tensor) -> Encoded:
         """Only the `visible` [B, T × P] of the tokens x [B, T, P, dim], each seeing the others and the context."""
@@ -157,7 +159,7 @@ class NDT2(SpikeModel):
 
     def decode(self, batch: SpikeBatch, encoded: Encoded, bins: int, patches: int) -> Tensor:
         """Standardised behaviour [Q, outputs], by one query a bin, read in the bin that holds each sample."""
-        asks = (self.query + self.bin_codes.weight[:bins]).expand(len(batch), -1, -1)
+        asks = (self.query + self.bin_codes[:bins]).expand(len(batch), -1, -1)
         at = torch.arange(bins, device=asks.device).expand(len(batch), -1)
         x = self.among_context(self.behavior_decoder, batch, torch.cat([asks, encoded.tokens], dim=1),
                                torch.cat([at, encoded.places // patches], dim=1),
