@@ -109,7 +109,7 @@ def test_only_what_is_hidden_is_scored(monkeypatch):
         assert found[silent] == 0 and all(v != 0 for k, v in found.items() if k != silent)
 
 
-def test_bins_hold_the_mean_of_their_samples_and_know_when_there_is_none():
+def test_bins_hold_the_mean_of_their_samples_and_are_hidden_without_any(monkeypatch):
     clock = np.arange(0, 20, 0.0125) + 0.00625                          # four samples a bin
     values = np.stack([clock, np.cos(clock)], 1)
     values[(clock > 2.0) & (clock < 2.3)] = np.nan
@@ -122,7 +122,13 @@ def test_bins_hold_the_mean_of_their_samples_and_know_when_there_is_none():
     want = 1.5 + (torch.arange(20) + 0.5) * 0.05
     torch.testing.assert_close(found[there[0]], want[there[0]], atol=1e-4, rtol=1e-4)
     assert model(batch).behavior.shape == (56, 2)
-    model.loss(batch)["loss"].backward()
+    shown, predict = [], model.predict
+    monkeypatch.setattr(model, "predict", lambda *given: shown.append(~given[2][:, 1]) or predict(*given))
+    for _ in range(5):                                                  # whichever scheme a loss draws
+        model.loss(batch)["loss"].backward()
+    model.encode(batch)
+    shown = torch.cat(shown)
+    assert torch.equal(shown[-1:], there) and shown[:-1].any() and not shown[:, ~there[0]].any()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
