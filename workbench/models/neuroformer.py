@@ -3,7 +3,7 @@
 Antoniades et al. 2024, "Neuroformer: Multimodal and Multitask Generative Pretraining for Brain Data", ICLR,
 arXiv 2311.00136; structure as in a-antoniades/Neuroformer (MIT).
 
-    one bin of `bin_size` s: a start, then its spikes in order, each unit embedding + time code → [1 + spikes, D]
+    one bin of `bin_size` s: a start, then its spikes, each unit embedding + codes of time and order → [1 + spikes, D]
         → cross-attention to the spikes of the `past` s before the bin → to frames → to behaviour, where there are any
         → causal self-attention → which unit fires next, or none any more in this bin; and in which `resolution` of it
 
@@ -15,7 +15,8 @@ the spikes of a bin, before they see the frames, must find the frames of their b
 
 Departs from the authors' code: frames and behaviour are seen up to a spike's own time, not to the end of the bin; the
 places of frame patches are told (theirs are computed and thrown away); the loss is not scaled down; no sequence is cut
-short; the end of a bin has no time of its own; a new recording adds rows to the table of units.
+short; the end of a bin has no time of its own; the order of spikes has a code; a new recording adds rows to the table
+of units.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from workbench.batch import SpikeBatch
 from workbench.errors import BadRecording, WorkbenchError
 from workbench.losses import clip_loss, mean_where
 from workbench.models.base import Output, SpikeModel, scaling, unit_names
+from workbench.nn.position import sinusoid
 from workbench.nn.stitcher import ReadOut
 from workbench.nn.transformer import Block
 from workbench.nn.vocabulary import Vocabulary
@@ -81,13 +83,14 @@ class Neuroformer(SpikeModel):
         self.reads = [*self.behavior, *([frames] if frames else [])]
         self.contrast, self.temperature = contrast, temperature
 
-        self.units = Vocabulary("unit", units, dim)
-        self.start = nn.Parameter(torch.randn(dim) * 0.02)
+        self.units = Vocabulary("unit", units, dim, std=0.3)           # beside codes of time and order as large
+        self.start = nn.Parameter(torch.randn(dim) * 0.3)
         self.time = nn.Sequential(nn.Linear(1, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.order = nn.Linear(dim, dim, bias=False)
         self.pictures = Pictures(frame_size, dim) if frames else None
         self.scalars = nn.ModuleList(Scalars(dim, **behavior[name]) for name in self.behavior)
         views = 1 + bool(frames) + bool(behavior)
-        self.blank = nn.Parameter(torch.randn(views, dim) * 0.02)      # seen where there is nothing else
+        self.blank = nn.Parameter(torch.randn(views, dim) * 0.3)       # seen where there is nothing else
         self.context_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(views))
         stack = lambda: nn.ModuleList(Block(dim, heads, 4 * dim, dropout=dropout) for _ in range(depth))
         self.cross, self.own = nn.ModuleList(stack() for _ in range(views)), stack()
@@ -195,13 +198,17 @@ class Neuroformer(SpikeModel):
         every = torch.arange(-self.past, self.steps, device=steps.device)
         return nn.functional.embedding(steps + self.past, self.time(every[:, None] / self.steps))
 
+    def _order(self, first: int, number: int) -> Tensor:
+        """Codes of the places of spikes in their bin: without them it would not know how many there were."""
+        return self.order(sinusoid(first + number, len(self.start))[first:].to(self.start))
+
     # The network
 
     def features(self, own: Padded, contexts: list[Padded]) -> tuple[Tensor, Tensor]:
         """What is known after the start and after each spike [R, 1 + L, D], and the same before frames are seen."""
         x = torch.cat([self.start.expand(len(own.x), 1, -1), own.x], 1)
         steps = nn.functional.pad(own.steps, (1, 0))
-        x = self.dropout(x + self._time(steps))
+        x = self.dropout(x + self._time(steps) + self._order(0, x.shape[1]))
         x, recent = self.look(x, steps, contexts)
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         for block in self.own:
@@ -254,7 +261,7 @@ class Neuroformer(SpikeModel):
         x, step = self.start.expand(len(batch), 1, -1), batch.session.new_zeros(len(batch), 1)
         alive, units, steps = torch.ones_like(batch.session, dtype=torch.bool), [], []
         while len(units) < most:
-            x, _ = self.look(x + self._time(step), step, contexts)
+            x, _ = self.look(x + self._time(step) + self._order(len(units), 1), step, contexts)
             for i, block in enumerate(self.own):
                 memory[i] = torch.cat([memory[i], block.norms[0](x)], 1)
                 x = block(x, memory[i])
