@@ -228,14 +228,16 @@ def _cut(sources: list[tuple[np.ndarray, np.ndarray]], session: np.ndarray, star
 
     Runs are copied, not gathered row by row: windows are contiguous, and concatenation converts as it copies.
     """
-    times, values, sizes = [], [], []
-    for row, start in zip(session.tolist(), starts.tolist(), strict=True):
+    order = np.argsort(session, kind="stable")
+    owner, asked = session[order], np.stack([starts, starts + duration], 1)[order]
+    bounds = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist(), len(owner)]
+    where, begins, sizes = order.tolist(), asked[:, 0].tolist(), [0] * len(order)
+    times, values = [None] * len(order), [None] * len(order)
+    for row, a, b in zip(owner[bounds[:-1]].tolist(), bounds[:-1], bounds[1:], strict=True):
         clock, what = sources[row]
-        first = int(clock.searchsorted(start))
-        last = first + _before(clock[first:], start + duration)
-        times.append(clock[first:last] - start)
-        values.append(what[first:last])
-        sizes.append(last - first)
+        found = clock.searchsorted(asked[a:b]).tolist()                 # a session's windows at once, then each copied
+        for window, start, (first, last) in zip(where[a:b], begins[a:b], found, strict=True):
+            times[window], values[window], sizes[window] = clock[first:last] - start, what[first:last], last - first
     widths = [v.shape[1] for v in values if v.ndim == 2]
     if len(set(widths)) > 1:
         values = [np.pad(v, ((0, 0), (0, max(widths) - v.shape[1]))) for v in values]
@@ -244,18 +246,10 @@ def _cut(sources: list[tuple[np.ndarray, np.ndarray]], session: np.ndarray, star
         torch.from_numpy(_offsets(sizes))
 
 
-def _before(clock: np.ndarray, stop: float) -> int:
-    """How many times of a sorted clock are below `stop`, looking near its start first: few pages of a file are read."""
-    near = 1024
-    while near < len(clock) and clock[near] < stop:
-        near *= 4
-    return int(clock[:near].searchsorted(stop))
-
-
 def _finite(times: Tensor, values: Tensor, offsets: Tensor) -> Target:
-    good = torch.isfinite(values).all(1)
-    if good.all():
+    if torch.isfinite(values.sum()):                                    # one pass says it of nearly every batch
         return Target(times, values, offsets)
+    good = torch.isfinite(values).all(1)
     kept = torch.cat([offsets.new_zeros(1), good.long().cumsum(0)])
     return Target(times[good], values[good], kept[offsets])
 
