@@ -10,6 +10,8 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 # What makes a notebook small. Each reads only what it knows.
 SMALL = {"WORKBENCH_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+SMALL_OF = {"03_the_zoo": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4",
+                           "WORKBENCH_MODELS": "POYO,POSSM,NDT1,MtM,GRU,ridge"}}
 UNSET = ("WORKBENCH_RECORDING", "WORKBENCH_DATA", "WORKBENCH_CATALOG")
 
 
@@ -22,10 +24,10 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-def test_no_cell_errors_or_stays_blank(notebook, tmp_path, monkeypatch):
+def test_no_cell_errors_or_stays_blank(notebook, request, tmp_path, monkeypatch):
     for name in UNSET:
         monkeypatch.delenv(name, raising=False)
-    for name, value in SMALL.items():
+    for name, value in (SMALL | SMALL_OF.get(request.node.callspec.id, {})).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     there = {"metadata": {"path": str(tmp_path)}}

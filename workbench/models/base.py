@@ -88,6 +88,11 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
         save_file({name: value.cpu().clone() for name, value in self.state_dict().items()},
                   Path(save_directory) / "model.safetensors")
 
+    @classmethod
+    def _from_pretrained(cls, **where) -> SpikeModel:
+        with redirect_stdout(None):                                     # the hub's own way prints a line
+            return super()._from_pretrained(**where)
+
     def save_pretrained(self, save_directory: str | Path, **options):
         """Write model.safetensors and config.json (settings, and the model's name) into a folder."""
         result = super().save_pretrained(save_directory, **options)
