@@ -1,13 +1,17 @@
 """NDT2: what a masked autoencoder may see, patches, context."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from tests.models.test_zoo import SESSIONS, read
+from tests.models.test_zoo import SESSIONS, read, toy
 from workbench import models
 from workbench.batch import Reader
 from workbench.errors import WorkbenchError
 from workbench.models.ndt2 import NDT2, draw_visible
+from workbench.session import Series
 
 
 def small(target="vel", **settings) -> NDT2:
@@ -19,6 +23,14 @@ def small(target="vel", **settings) -> NDT2:
 def without(batch, bin_: int, patch: int, size: int = 4):
     """The batch without the spikes of one token."""
     return batch.drop((batch.spike_bins(0.05) == bin_) & (batch.units // size == patch))
+
+
+def sampled(model, interval: float):
+    """A small model of a target sampled at that interval, and its sessions."""
+    clock = np.arange(0, 20, interval) + interval / 2
+    velocity = np.stack([np.sin(clock), np.cos(clock)], 1)
+    sessions = [replace(SESSIONS[0], series={"vel": Series(clock, velocity, "m/s")})]
+    return model.for_sessions(sessions, target="vel", dim=32, depth=1, heads=2, patch=4), sessions
 
 
 def reconstructed(model, batch, visible):
@@ -111,6 +123,21 @@ def test_a_new_session_brings_one_row():
     model.extend(SESSIONS[1:])
     assert models.base.parameters(model) == size + 32
     assert torch.isfinite(model.loss(read(model, [1], [2.0]))["loss"])
+
+
+@pytest.mark.parametrize("interval", [0.033, 0.08])
+def test_windows_hold_whole_bins_whatever_the_targets_rate(interval):
+    model, sessions = sampled(NDT2, interval)
+    assert model.bin_size == interval and abs(model.window - 1) < interval
+    batch = Reader(sessions, ("vel",)).read([0], [1.0], model.window)
+    assert model.loss(batch)["loss"].isfinite()
+
+
+def test_the_largest_session_has_room():
+    for sessions, patches in (([toy("big", 70, 3)], 18), (SESSIONS, 16)):
+        model = NDT2.for_sessions(sessions, dim=32, depth=1, heads=2, bin_size=0.05, patch=4)
+        assert len(model.patch_codes) == patches
+        assert model.eval()(Reader(sessions).read([0], [1.0], 1.0)).log_rates.shape[1] == len(sessions[0].units)
 
 
 def test_impossible_settings_are_refused():

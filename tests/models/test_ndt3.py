@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.models.test_zoo import SESSIONS, read
+from tests.models.test_ndt2 import sampled
+from tests.models.test_zoo import SESSIONS, read, toy
 from workbench.batch import Reader
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import poisson_table
@@ -108,6 +109,21 @@ def test_without_a_target_it_forecasts_spikes():
     found = model(batch)
     assert not model.decodes and found.behavior is None and found.log_rates.shape == (2, 12, 20)
     assert set(model.loss(batch)) == {"loss"}
+
+
+@pytest.mark.parametrize("interval", [0.033, 0.08])
+def test_windows_hold_whole_bins_whatever_the_targets_rate(interval):
+    model, sessions = sampled(NDT3, interval)
+    assert model.bin_size == interval and abs(model.window - 2) < interval
+    batch = Reader(sessions, ("vel",)).read([0], [1.0], model.window)
+    assert model.loss(batch)["loss"].isfinite()
+
+
+def test_the_largest_session_has_room():
+    sessions = [toy("big", 70, 3)]
+    model = NDT3.for_sessions(sessions, dim=32, depth=1, heads=2, bin_size=0.05, patch=4)
+    assert model.patches.most == 18
+    assert model(Reader(sessions).read([0], [1.0], 2.0)).log_rates.shape == (1, 70, 40)
 
 
 @pytest.mark.parametrize(("size", "millions"), [("45M", 45), ("350M", 354)])

@@ -31,7 +31,7 @@ from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
 from workbench.losses import poisson_nll, window_mse
 from workbench.models.base import Output, SpikeModel, default_bins, sample_bins, scaling
-from workbench.nn.patches import Patches, unpatched
+from workbench.nn.patches import Patches, most_patches, unpatched
 from workbench.nn.position import sinusoid
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
@@ -83,13 +83,17 @@ class NDT2(SpikeModel):
         self.register_buffer("scale", torch.tensor(scale))
 
     @classmethod
-    def for_sessions(cls, sessions: Sequence[Session], *, target: str | None = None, **settings) -> NDT2:
-        """Bins as wide as the target's sampling interval, 20 ms at least."""
-        known = {}
+    def for_sessions(cls, sessions: Sequence[Session], *, target: str | None = None, patch: int = 32,
+                     **settings) -> NDT2:
+        """Bins as wide as the target's sampling interval, 20 ms at least, windows of about 1 s; room for the largest
+        session.
+        """
+        known = dict(patch=patch, patches=most_patches(sessions, patch))
         if target:
             mean, scale = scaling(sessions, target)
-            known = dict(target=target, outputs=len(mean), mean=mean, scale=scale,
-                         bin_size=default_bins(sessions, target))
+            bin_size = settings.get("bin_size") or default_bins(sessions, target)
+            known |= dict(target=target, outputs=len(mean), mean=mean, scale=scale, bin_size=bin_size,
+                          window=max(round(1.0 / bin_size), 1) * bin_size)
         model = cls(sessions=[s.id for s in sessions], **known | settings)
         rate = sum(s.rates().mean() for s in sessions) / len(sessions)
         nn.init.constant_(model.log_rates.bias, float(torch.tensor(rate * model.bin_size).clamp(min=1e-4).log()))

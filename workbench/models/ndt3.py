@@ -31,7 +31,7 @@ from workbench.batch import SpikeBatch
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import mean_where, softened_cross_entropy
 from workbench.models.base import Output, SpikeModel, default_bins, sample_bins, scaling
-from workbench.nn.patches import Patches, unpatched
+from workbench.nn.patches import Patches, most_patches, unpatched
 from workbench.nn.rotary import RotaryTime
 from workbench.nn.transformer import rotated
 from workbench.session import Session
@@ -73,15 +73,18 @@ class NDT3(SpikeModel):
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], *, target: str | None = None, size: str | None = None,
-                     **settings) -> NDT3:
-        """Bins as wide as the target's sampling interval, 20 ms at least."""
+                     patch: int = 32, **settings) -> NDT3:
+        """Bins as wide as the target's sampling interval, 20 ms at least, windows of about 2 s; room for the largest
+        session.
+        """
         if size is not None and size not in cls.SIZES:
             raise UnknownName("size", size, cls.SIZES, where="the published sizes of NDT3")
-        known = dict(cls.SIZES[size]) if size else {}
+        known = dict(patch=patch, patches=most_patches(sessions, patch)) | (cls.SIZES[size] if size else {})
         if target:
             mean, scale = scaling(sessions, target)
-            known |= dict(target=target, outputs=len(mean), mean=mean, scale=scale,
-                          bin_size=default_bins(sessions, target))
+            bin_size = settings.get("bin_size") or default_bins(sessions, target)
+            known |= dict(target=target, outputs=len(mean), mean=mean, scale=scale, bin_size=bin_size,
+                          window=max(round(2.0 / bin_size), 1) * bin_size)
         return cls(**known | settings)
 
     def extend(self, sessions: Sequence[Session]) -> None:

@@ -6,11 +6,14 @@ As in NDT2 (Ye et al. 2023, NeurIPS) and NDT3 (Ye et al. 2025). A patch is a pla
 model learns of it holds for units that keep their order.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
+from workbench.session import Session
 
 
 class Patches(nn.Module):
@@ -37,6 +40,11 @@ class Patches(nn.Module):
             raise WorkbenchError(f"a session of {there.shape[1]} units makes {found.shape[1]} patches of {self.size}, "
                                  f"and the model was built for {self.most}; build it with patches={found.shape[1]}")
         return found
+
+
+def most_patches(sessions: Sequence[Session], size: int, least: int = 16) -> int:
+    """The most patches that one of the sessions makes, and `least` at the least: room for larger sessions to come."""
+    return max([least, *(-(-len(s.units) // size) for s in sessions)])
 
 
 def unpatched(x: Tensor, units: int) -> Tensor:
