@@ -65,6 +65,23 @@ def test_held_out_units_are_never_seen_and_always_scored(name):
 
 
 @pytest.mark.parametrize("name", MASKED)
+def test_random_counts_know_nothing_of_held_out_units(name):
+    """Their range is that of the counts that a model may see."""
+    model = build(name, held_out=HELD_OUT, ratio=0.4, silent=0.3, random=0.7)
+    batch = read(model, [0, 1], [1.0, 4.0])
+    counts = batch.counts(model.bin_size)
+    held_out = model.masker.held_out(model.read_out.units, batch)
+    more = torch.where(held_out, counts + 9, counts)
+    assert torch.equal(masked(model, batch, counts)[0], masked(model, batch, more)[0])
+    if name == "stndt":
+        views = []
+        for given in (counts, more):
+            torch.manual_seed(3)
+            views.append(model.view(given, held_out, batch.unit_mask))
+        assert torch.equal(*views) and not torch.equal(views[0], counts)
+
+
+@pytest.mark.parametrize("name", MASKED)
 def test_a_saved_model_still_knows_whom_it_held_out(name, tmp_path):
     model = build(name, held_out=["u1"])                                # in both sessions
     model.save_pretrained(tmp_path)
@@ -103,6 +120,8 @@ def test_impossible_requests_are_told_in_one_sentence():
     with pytest.raises(WorkbenchError, match="has nothing to learn from; give a ratio above 0, or held_out="):
         build("ndt1", ratio=0)
     assert build("ndt1", ratio=0, held_out=HELD_OUT).loss(read(build("ndt1"), [0], [1.0]))["loss"] > 0
+    with pytest.raises(WorkbenchError, match="3 heads do not divide a width of 32; choose heads that do"):
+        build("ndt1", heads=3)
     with pytest.raises(UnknownName, match="no mask 'times'; did you mean time"):
         model = build("ndt1", mask="times")
         model.loss(read(model, [0], [1.0]))

@@ -37,9 +37,10 @@ from workbench.session import Session
 class STNDT(SpikeModel):
     """units, sessions and held_out are names ('<session id>/<unit id>'); bin_size and window in seconds.
 
-    ahead, back: bins of context, None for the whole window. mask, ratio, span, expand, silent, random: see `Masker`.
-    contrast: weight of the contrast, 0 for none; view_ratio: share of entries that a view corrupts, half of them to
-    silence and a quarter to random counts. The defaults are the paper's for MC_Maze.
+    ahead, back: bins of context of the attention over bins, None for the whole window; attention over channels sees
+    the whole window always, so that no setting makes the model causal. mask, ratio, span, expand, silent, random: see
+    `Masker`. contrast: weight of the contrast, 0 for none; view_ratio: share of entries that a view corrupts, half
+    of them to silence and a quarter to random counts. The defaults are the paper's for MC_Maze.
     """
 
     name = "stndt"
@@ -120,7 +121,7 @@ class STNDT(SpikeModel):
     def view(self, counts: Tensor, held_out: Tensor, unit_mask: Tensor) -> Tensor:
         """The counts [B, N, T], some entries corrupted at random, held-out units silent."""
         mask = draw("entry", unit_mask & ~held_out[..., 0], counts.shape[2], self.view_ratio)
-        return corrupt(counts, mask.hidden, silent=0.5, random=0.5).masked_fill(held_out, 0)
+        return corrupt(counts.masked_fill(held_out, 0), mask.hidden, silent=0.5, random=0.5)
 
 
 class Mixing(nn.Module):

@@ -43,13 +43,13 @@ class Masker(nn.Module):
     def forward(self, counts: Tensor, held_out: Tensor, unit_mask: Tensor) -> tuple[Tensor, Tensor]:
         """seen, scored [B, N, T]: the counts with hidden entries changed, and where the loss counts."""
         hidden = held_out.expand_as(counts)
+        seen = counts.masked_fill(hidden, 0)                            # first: random counts know nothing of them
         if not self.ratio:
-            return counts.masked_fill(hidden, 0), hidden
+            return seen, hidden
         wide = self.span > 1 and torch.rand(()) < self.expand
         span = int(torch.randint(1, self.span + 1, ())) if wide else 1
         mask = draw(self.mode, unit_mask & ~held_out[..., 0], counts.shape[2], self.ratio, span=span)
-        seen = corrupt(counts, mask.hidden, silent=self.silent, random=self.random)
-        return seen.masked_fill(hidden, 0), mask.scored | hidden
+        return corrupt(seen, mask.hidden, silent=self.silent, random=self.random), mask.scored | hidden
 
 
 def held_out_names(sessions: Sequence[Session], held_out: Sequence[str]) -> list[str]:

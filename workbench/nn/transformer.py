@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 
+from workbench.errors import WorkbenchError
+
 
 class Attention(nn.Module):
     """Multi-head attention of x over itself or over a context; rotary codes, where given, turn queries and keys."""
@@ -11,7 +13,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, *, dropout: float = 0.0, bias: bool = True):
         super().__init__()
         if dim % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {dim}; choose heads that do")
+            raise WorkbenchError(f"{heads} heads do not divide a width of {dim}; choose heads that do")
         self.heads, self.dropout = heads, dropout
         self.to_q, self.to_kv = nn.Linear(dim, dim, bias=bias), nn.Linear(dim, 2 * dim, bias=bias)
         self.to_out = nn.Linear(dim, dim, bias=bias)
