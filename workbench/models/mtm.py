@@ -51,7 +51,8 @@ class MtM(SpikeModel):
     """units and sessions are names ('<session id>/<unit id>'), regions the units' by name; bin_size, window in seconds.
 
     schemes: those to train with, the first of them asked where none is named. ratio: the share that is hidden of units,
-    or of bins in the temporal scheme; causal_ratio: of bins in the causal one. The defaults are the authors'.
+    or of bins in the temporal scheme; causal_ratio: of bins in the causal one. The defaults are the authors' but for
+    width, which is 1336 there.
     """
 
     name = "mtm"

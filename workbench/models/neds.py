@@ -61,7 +61,7 @@ class Seen(NamedTuple):
 class NEDS(SpikeModel):
     """units and sessions are names ('<session id>/<unit id>'); outputs of `target`, whose mean and scale undo the
     standardisation; bin_size and window in seconds; ratio: the share of bins that is hidden where some are. width:
-    channels of the read-in. The defaults are the authors'.
+    channels of the read-in, twice as many as a session has units in the authors' code. Other defaults are theirs.
     """
 
     name = "neds"
