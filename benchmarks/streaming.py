@@ -1,7 +1,8 @@
 """A live decoder's step of 50 ms: POSSM with its state against POYO on the last second, one prediction each.
 
-100 units at 8 spikes/s; the published 1.3 M POYO, and POSSM of one layer of each core, as wide as gives it as many
-parameters. Both are given the spikes as tensors; each step has its own. Untrained weights: latency, not quality.
+100 units at 8 spikes/s; the published 1.3 M POYO, ours and torch_brain's, and POSSM of one layer of each core, as wide
+as gives it as many parameters. Ratios are to our POYO. All are given the spikes as tensors; each step has its own.
+Untrained weights: latency, not quality.
 """
 
 import time
@@ -9,7 +10,9 @@ import time
 import numpy as np
 import torch
 
+from benchmarks.poyo import pair
 from benchmarks.recordings import poisson
+from benchmarks.torch_brain_inputs import PaddedInputs
 from workbench.batch import Reader, Target
 from workbench.models.base import parameters
 from workbench.models.possm import POSSM
@@ -27,7 +30,9 @@ def main(turns: int = 20, steps: int = 25) -> dict[str, float]:
     models = {"POSSM gru": build(width=516), "POSSM s4d": build(core="s4d", width=640),
               "POSSM mamba": build(core="mamba", width=380), "POSSM gru, published size": build()}
     chunks = range(20, 20 + turns * steps)
-    cases = {"POYO on the last second": sliding(poyo, session, chunks)} | {
+    theirs = pair([session], batch_size=1)[0]
+    cases = {"POYO on the last second": sliding(poyo, session, chunks),
+             "POYO, torch_brain's": padded(theirs, session, chunks)} | {
         name: live(model, session, chunks) for name, model in models.items()}
     spent = {name: [] for name in cases}
     for turn in range(turns):
@@ -35,7 +40,7 @@ def main(turns: int = 20, steps: int = 25) -> dict[str, float]:
             now = chunks[turn * steps:(turn + 1) * steps]
             each = [case(k) for k in (now[:5] if name.startswith("POYO") else now)]
             spent[name] += each[1:]                                     # the first one warms up
-    sizes = {name: parameters(model) for name, model in zip(cases, (poyo, *models.values()), strict=True)}
+    sizes = {name: parameters(model) for name, model in zip(cases, (poyo, theirs, *models.values()), strict=True)}
     first = np.median(spent["POYO on the last second"])
     print(f"\nA live step of {1e3 * CHUNK:g} ms, 100 units at 8 spikes/s, CPU time")
     for name, seconds in spent.items():
@@ -55,6 +60,22 @@ def sliding(model, session, chunks: range):
     def step(k: int) -> float:
         start = time.process_time()
         model(batches[k])
+        return time.process_time() - start
+    return step
+
+
+def padded(model, session, chunks: range):
+    """Step k → CPU seconds of torch_brain's POYO, as `sliding`."""
+    units = model.unit_emb.tokenizer([f"{session.id}/{unit}" for unit in session.units["id"]])
+    inputs = PaddedInputs([session], [units], model.session_emb.tokenizer([session.id]))
+    answers = torch.ones(1, 1, dtype=torch.float64)
+    batches = {k: inputs(np.array([0]), np.array([(k + 1) * CHUNK - 1])) | {"output_timestamps": answers}
+               for k in chunks}
+
+    @torch.inference_mode()
+    def step(k: int) -> float:
+        start = time.process_time()
+        model(**batches[k])
         return time.process_time() - start
     return step
 

@@ -52,10 +52,22 @@ def test_decoding_live_equals_decoding_at_once(core, session):
 def test_a_stream_remembers_as_much_after_an_hour_as_at_its_start():
     stream = small("s4d").stream(SESSIONS[0])
     size = lambda x: x.numel() if torch.is_tensor(x) else sum(map(size, x))
-    before = size(stream.state) + stream.recent.numel()
+    before = size(stream.state) + stream.recent.size
     for _ in range(30):
         stream.step(torch.tensor([0.01, 0.02]), torch.tensor([0, 3]))
-    assert size(stream.state) + stream.recent.numel() == before
+    assert size(stream.state) + stream.recent.size == before
+
+
+def test_a_stream_stays_as_it_was_while_its_model_is_trained_further():
+    model, spikes = small(dropout=0.5).train(), (torch.tensor([0.01, 0.02]), torch.tensor([0, 3]))
+    one, other = model.stream(SESSIONS[0]), model.stream(SESSIONS[0])
+    assert model.training
+    want = [one.step(*spikes) for _ in range(3)]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_()
+    assert torch.equal(torch.stack([other.step(*spikes) for _ in range(3)]), torch.stack(want))
+    assert not torch.allclose(model.stream(SESSIONS[0]).step(*spikes), want[0], atol=1e-2)
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -118,7 +130,8 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(UnknownName, match="no size '1M' in the published sizes of POSSM"):
         small(size="1M")
     stream = small().stream(SESSIONS[0])
-    with pytest.raises(WorkbenchError, match=r"give times from the start of their chunk, 0 to 0\.05 s"):
-        stream.step(torch.tensor([12.3]), torch.tensor([0]))
+    for wrong in (12.3, -0.01, torch.nan):
+        with pytest.raises(WorkbenchError, match=r"give times from the start of their chunk, 0 to 0\.05 s"):
+            stream.step(torch.tensor([0.01, wrong]), torch.tensor([0, 1]))
     with pytest.raises(UnknownName, match="no unit 'new/u0'"):
         small().stream(recording("new", 3, 10))

@@ -17,10 +17,13 @@ holds after long is then trained, not only used. Head counts are ours; widths an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import product
 from typing import ClassVar
 
+import numpy as np
 import torch
+from scipy.special import erf
 from torch import Tensor, nn
 
 from workbench.batch import SpikeBatch, UnitList
@@ -174,17 +177,28 @@ class Stream:
 
     All that does not depend on the spikes is done beforehand: keys and values of every unit, and, since the queries are
     known, each state's part in every answer as one matrix. It remembers the core's state and `lags` rows of such parts.
+
+    All but the core runs in numpy, on the CPU: a step is dozens of operations on a few numbers each, and to begin one
+    takes torch several times as long. Weights are copied: a stream stays as it is when its model is trained further.
     """
 
     @torch.inference_mode()
     def __init__(self, model: POSSM, session: str, units: Sequence[str], at: Sequence[float]):
-        model.eval()
-        self.rotary, self.core, self.chunk, self.query = model.rotary, model.core, model.bin_size, model.query
-        self.to_out, self.ffn, self.norm = model.encoder.to_out, model.encoder_ffn, model.decoder.norm_context
+        self.core, self.chunk = deepcopy(model.core).to("cpu", torch.float32).eval(), model.bin_size
         self.state = self.core.start(1)
-        turning, self.still = model.keys_and_values(model.units.rows(units))
-        self.turning = torch.view_as_complex(turning.unflatten(-1, (-1, 2)).contiguous())
-        decoder, heads = model.decoder, model.decoder.heads
+        encoder, ffn, decoder, heads = model.encoder, model.encoder_ffn, model.decoder, model.decoder.heads
+        self.turns = model.rotary.omega.double().numpy(force=True) / (2 * np.pi)        # a second
+
+        turning, still = model.keys_and_values(model.units.rows(units))
+        keys, values = turning.chunk(2, dim=1)
+        keys = keys * keys.new_tensor([1, -1]).repeat(len(self.turns))  # the real part of a product is a dot product
+        self.table = _array(torch.cat([keys, values, still[..., 1:], still[..., :1]], dim=-1))
+        self.blank = np.zeros(1, np.float32), np.array([len(units)])
+        self.to_out = _Linear(encoder.to_out.weight, encoder.to_out.bias + model.query[0])
+        half = 0.5 ** 0.5                                               # see `step`
+        self.up = _Linear(ffn.up.weight * half, ffn.up.bias * half, ffn.norm)
+        self.down = _Linear(ffn.down.weight, ffn.down.bias)
+
         name = model.sessions(model.sessions.rows([session]))[0]
         ago = torch.tensor(at, device=name.device) - model.state_times().flip(0)[:, None]           # newest state first
         ask = decoder.to_q(decoder.norm(name)).view(heads, -1)
@@ -193,33 +207,71 @@ class Stream:
         out = (model.readout.weight @ decoder.to_out.weight * model.scale[:, None]).unflatten(1, (heads, -1))
         scores = torch.einsum("lahd,hdw->lahw", ask, to_k)
         self.shape, self.split = scores.shape[:3], scores.shape[:3].numel()                     # lags, times, heads
-        self.parts = torch.cat([scores.flatten(0, 2), torch.einsum("ohd,hdw->how", out, to_v).flatten(0, 1)])
-        self.level = model.readout(name + decoder.to_out.bias) * model.scale + model.mean
-        self.recent = (self.norm(name.new_zeros(1, len(name))) @ self.parts.T).repeat(model.lags, 1)
-        self.blank = name.new_zeros(1), torch.tensor([len(units)], device=name.device)
+        parts = torch.cat([scores.flatten(0, 2), torch.einsum("ohd,hdw->how", out, to_v).flatten(0, 1)])
+        self.parts = _Linear(parts, parts.new_zeros(len(parts)), decoder.norm_context)
+        self.recent = np.tile(self.parts.bias, (model.lags, 1))         # those of silence
+        self.level = _array(model.readout(name + decoder.to_out.bias) * model.scale + model.mean)
 
     @torch.inference_mode()
     def step(self, times: Tensor, units: Tensor) -> Tensor:
         """The behaviour [at, outputs] of the next chunk, given its spikes: times [S] in seconds from the chunk's start,
         float32, and units [S], rows of the session's unit table.
         """
-        if len(times):
-            first, last = (t.item() for t in times.aminmax())
-            if first < -1e-6 or last > self.chunk + 1e-6:               # float32 may put it a hair outside
-                raise WorkbenchError(f"the spikes of a chunk lie at {first:g} to {last:g} s; give times from the start "
-                                     f"of their chunk, 0 to {self.chunk:g} s")
-        else:
+        times, units = times.numpy(force=True), units.numpy(force=True)
+        if not len(times):
             times, units = self.blank
-        keys, values = (self.turning[units] * self.rotary(times)[:, None]).chunk(2, dim=1)
-        still = self.still[units]
-        weight = (keys.sum(-1).real + still[..., 0]).softmax(0)[..., None]
-        moved, stood = torch.view_as_real((values * weight).sum(0)).flatten(1), (still[..., 1:] * weight).sum(0)
-        seen = torch.cat([moved, stood], dim=1)
-        x = self.query + self.to_out(seen.view(1, -1))
-        x, self.state = self.core.step(x + self.ffn(x), self.state)
+        first, last = times.min(), times.max()
+        if not (first >= -1e-6 and last <= self.chunk + 1e-6):          # float32 may put it a hair outside
+            raise WorkbenchError(f"the spikes of a chunk lie at {first:g} to {last:g} s; give times from the start "
+                                 f"of their chunk, 0 to {self.chunk:g} s")
+        x = self._attend(times, units)
+        a, b = self.up(x).reshape(2, -1)
+        x += self.down(a * b * (1 + erf(b)))                            # `up` gave √½ a and √½ b: this is a gelu(b)
+        x, self.state = self.core.step(torch.from_numpy(x)[None], self.state)
 
-        self.recent = torch.cat([self.norm(x) @ self.parts.T, self.recent[:-1]])
-        scores, values = self.recent[:, :self.split], self.recent[:, self.split:]
-        scores = scores.view(-1, *self.shape).diagonal(dim1=0, dim2=1)                          # [times, heads, lags]
-        values = values.unflatten(1, (self.shape[-1], -1)).transpose(0, 1)                      # [heads, lags, outputs]
-        return (scores.softmax(-1)[..., None] * values).sum((1, 2)) + self.level
+        self.recent[1:] = self.recent[:-1]
+        self.recent[0] = self.parts(x[0].numpy())
+        scores = np.einsum("ll...->l...", self.recent[:, :self.split].reshape(-1, *self.shape))  # [lags, times, heads]
+        values = self.recent[:, self.split:].reshape(len(scores), self.shape[2], -1)            # [lags, heads, outputs]
+        return torch.from_numpy(np.einsum("lth,lho->to", _softmax(scores), values) + self.level)
+
+    def _attend(self, times: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """The query's view of the spikes [dim]."""
+        turns = np.multiply.outer(times.astype(np.float64), self.turns)
+        angle = ((turns - np.rint(turns)) * (2 * np.pi)).astype(np.float32)
+        turn = np.empty(angle.shape, np.complex64)
+        turn.real, turn.imag = np.cos(angle), np.sin(angle)
+        spikes = self.table.take(units, axis=0)                         # [S, heads, turning key, value, still key]
+        moving = 2 * len(self.turns)
+        keys, values, still = spikes[..., :moving], spikes[..., moving:-1], spikes[..., -1]
+        turning = values[..., :moving].view(np.complex64)
+        turning *= turn[:, None]
+        weight = _softmax(np.einsum("shp,sp->sh", keys, turn.view(np.float32)) + still)
+        return self.to_out(np.einsum("sh,shv->hv", weight, values).ravel())
+
+
+class _Linear:
+    """x [width] → weight · norm(x) + bias [outputs], in numpy; a norm's own gains and biases are part of both."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None):
+        self.eps = None if norm is None else norm.eps
+        if norm is not None:
+            weight, bias = weight * norm.weight, weight @ norm.bias + bias
+        self.weight, self.bias = _array(weight), _array(bias)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self.eps is not None:
+            x = x - x.sum() / len(x)
+            x = x / np.sqrt(x @ x / len(x) + self.eps)
+        return self.weight @ x + self.bias
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    """Over the first axis."""
+    x = np.exp(x - x.max(0))
+    return x / x.sum(0)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """A float32 copy."""
+    return np.array(x.numpy(force=True), np.float32)
