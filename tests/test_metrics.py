@@ -55,6 +55,14 @@ def test_accuracies_are_scikit_learns_and_balance_matters():
     assert metrics.balanced_accuracy(true, np.zeros(10)) == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("score", [metrics.r2, metrics.weighted_r2, metrics.accuracy, metrics.balanced_accuracy])
+def test_every_value_wants_its_own_prediction(score):
+    true = np.arange(10.0)
+    for predicted in (true[:, None], true[:1]):
+        with pytest.raises(WorkbenchError, match=r"for true values of shape \(10,\); give one prediction a value"):
+            score(true, predicted)
+
+
 # Rates
 
 def test_bits_per_spike_is_scipys_likelihood_over_the_mean_rate():
@@ -202,6 +210,11 @@ def test_spread_of_intervals_is_scipys():
     times = np.flatnonzero(counts[0, :, 0]) * 0.005 + 0.0025
     mean, sd = metrics._intervals(counts, 0.005)
     np.testing.assert_allclose([mean[0], sd[0]], [np.diff(times).mean(), np.diff(times).std()])
+
+
+def test_one_unit_has_no_correlations_but_distances():
+    found = metrics.spike_train_distances(COUNTS[::2, :, :1], COUNTS[1::2, :, :1], 0.02)
+    assert np.isnan(found.pop("correlation_rmse")) and all(np.isfinite(value) for value in found.values())
 
 
 def test_silence_and_units_that_differ():

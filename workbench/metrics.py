@@ -37,12 +37,21 @@ def weighted_r2(true: np.ndarray, predicted: np.ndarray) -> float:
 
 def _squares(true: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
+    _one_each(true, predicted)
     return ((true - predicted) ** 2).sum(0), ((true - true.mean(0)) ** 2).sum(0)
+
+
+def _one_each(true: np.ndarray, predicted: np.ndarray) -> None:
+    if true.shape != predicted.shape:                                   # numpy would make a table of all by all
+        raise WorkbenchError(f"predictions of shape {predicted.shape} for true values of shape {true.shape}; give one "
+                             "prediction a value")
 
 
 def accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
     """The share of trials [M] whose class is right."""
-    return float(np.mean(np.asarray(true) == np.asarray(predicted)))
+    true, predicted = np.asarray(true), np.asarray(predicted)
+    _one_each(true, predicted)
+    return float(np.mean(true == predicted))
 
 
 def balanced_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
@@ -50,7 +59,9 @@ def balanced_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
 
     true, predicted [M]. Brodersen et al. 2010, ICPR.
     """
-    true, right = np.asarray(true), np.asarray(true) == np.asarray(predicted)
+    true, predicted = np.asarray(true), np.asarray(predicted)
+    _one_each(true, predicted)
+    right = true == predicted
     return float(np.mean([right[true == each].mean() for each in np.unique(true)]))
 
 
@@ -148,7 +159,7 @@ def spike_train_distances(drawn: np.ndarray, true: np.ndarray, bin_size: float) 
     most = int(max(drawn.sum(2).max(), true.sum(2).max()))
     pairs = np.tril_indices(true.shape[2], -1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        correlations = [np.corrcoef(c.reshape(-1, c.shape[2]).T)[pairs] for c in (drawn, true)]
+        correlations = [np.atleast_2d(np.corrcoef(c.reshape(-1, c.shape[2]).T))[pairs] for c in (drawn, true)]
     intervals = [_intervals(counts, bin_size) for counts in (drawn, true)]
     return {"population_count_kl": float(rel_entr(*(_density(c.sum(2), most) for c in (drawn, true))).sum()),
             "correlation_rmse": _rmse(*correlations),
