@@ -144,6 +144,18 @@ def test_a_stitcher_is_refitted_alone_and_a_model_without_one_is_refused():
         adapt(fresh("poyo"), NEW, "stitcher")
 
 
+@pytest.mark.parametrize("name", ["lfads", "ldns"])
+def test_what_a_frozen_model_counts_and_averages_stays(name):
+    torch.manual_seed(0)
+    model = models.build(name, [KNOWN], **SMALL[name])
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    assert before
+    adapt(model, NEW, "stitcher", steps=2, batch_size=2)
+    assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+    adapt(model, NEW, "finetune", steps=2, batch_size=2)
+    assert not all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+
+
 def test_an_identity_is_read_off_without_labels_or_gradients():
     class Reads(torch.nn.Module):
         name, decodes, seen = "reads", True, None

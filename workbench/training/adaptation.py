@@ -152,6 +152,7 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
               {"params": rest, "weight_decay": 0.01, "peak": rest_lr}]
     adam = torch.optim.AdamW([group for group in groups if group["params"]])
     released, loss, device = steps // 3 if rows else 0, math.nan, next(model.parameters()).device
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with _only_rows_of(session, tables), _frozen(rest) as release:
         model.train()
         for step in range(steps):
@@ -169,6 +170,9 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
             if not math.isfinite(loss):
                 raise Diverged(f"the loss became {loss} at step {step + 1} of adapting to {session.id!r}; give a lower "
                                "lr=")
+    if not staged:                                                      # what a frozen model averaged or counted, too
+        for buffer, before in buffers:
+            buffer.copy_(before)
     model.eval()
     return loss, free
 
