@@ -76,13 +76,13 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
         if not tables:
             raise WorkbenchError(f"model {self.name!r} keeps no rows of units or sessions, so none can be added; build "
                                  "it for the new session")
+        standard = [(m, list(m.rates.words)) for m in self.modules() if isinstance(m, StandardCounts)]
         for table in tables:
             table.extend(words[table.kind])
             if f"{table.kind}s" in self._hub_mixin_config:              # what a folder rebuilds the model from
                 self._hub_mixin_config[f"{table.kind}s"] = list(table.words)
-        for module in self.modules():
-            if isinstance(module, StandardCounts):
-                module.measure(sessions, self.bin_size)
+        for module, known in standard:
+            module.measure(sessions, self.bin_size, but=known)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # A recurrent layer's weights are views of one array on a GPU, which the hub's own way of saving refuses.

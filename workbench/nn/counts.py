@@ -1,6 +1,6 @@
 """Spike counts on one scale, for units that fire seldom and units that fire much."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,13 @@ class StandardCounts(nn.Module):
         self.rates.weight.requires_grad_(False)
 
     @torch.no_grad()
-    def measure(self, sessions: Sequence[Session], bin_size: float) -> None:
-        """Take the mean counts a bin of the units of `sessions` from there."""
-        for session in sessions:
-            rows = self.rates.rows([f"{session.id}/{unit}" for unit in session.units["id"]])
-            self.rates.weight[rows, 0] = torch.from_numpy(session.rates() * bin_size).to(self.rates.weight)
+    def measure(self, sessions: Sequence[Session], bin_size: float, but: Collection[str] = ()) -> None:
+        """Take the mean counts a bin of the units of `sessions` from there. but: names of units that keep theirs."""
+        means = {f"{s.id}/{unit}": rate * bin_size for s in sessions
+                 for unit, rate in zip(s.units["id"], s.rates().tolist(), strict=True)}
+        names = sorted(means.keys() - set(but))
+        weight = self.rates.weight
+        weight[self.rates.rows(names), 0] = weight.new_tensor([means[name] for name in names])
 
     def forward(self, counts: Tensor, batch: SpikeBatch) -> Tensor:
         """counts [B, N, T] → [B, N, T]; what a window lacks holds noise, which a read-in passes over."""
