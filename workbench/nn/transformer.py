@@ -10,19 +10,18 @@ from workbench.errors import WorkbenchError
 class Attention(nn.Module):
     """Multi-head attention of x over itself or over a context; rotary codes, where given, turn queries and keys."""
 
-    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0, bias: bool = True):
+    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0):
         super().__init__()
         if dim % heads:
             raise WorkbenchError(f"{heads} heads do not divide a width of {dim}; choose heads that do")
         self.heads, self.dropout = heads, dropout
-        self.to_q, self.to_kv = nn.Linear(dim, dim, bias=bias), nn.Linear(dim, 2 * dim, bias=bias)
-        self.to_out = nn.Linear(dim, dim, bias=bias)
+        self.to_q, self.to_kv, self.to_out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None,
                 turn: Tensor | None = None) -> Tensor:
         """x [B, L, D] → [B, L, D]. mask: true where a query may look, broadcast to [B, heads, L, context].
 
-        turn [L, pairs] or [B, L, pairs] unit complex numbers, for attention of x over itself.
+        turn [L, pairs] unit complex numbers, for attention of x over itself.
         """
         q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(x if context is None else context).unflatten(-1, (2, self.heads, -1)).unbind(2)
@@ -34,8 +33,7 @@ class Attention(nn.Module):
 
 
 def rotated(x: Tensor, turn: Tensor) -> Tensor:
-    """x [B, heads, L, head], its first pairs turned by turn [(B,) L, pairs]; the rest stands still."""
-    turn = turn[:, None] if turn.ndim == 3 else turn
+    """x [B, heads, L, head], its first pairs turned by turn [L, pairs]; the rest stands still."""
     pairs = turn.shape[-1]
     moving = torch.view_as_complex(x[..., :2 * pairs].unflatten(-1, (pairs, 2)).float().contiguous()) * turn
     return torch.cat([torch.view_as_real(moving).flatten(-2).to(x.dtype), x[..., 2 * pairs:]], dim=-1)
