@@ -95,7 +95,7 @@ def corrupt(counts: Tensor, hidden: Tensor, *, silent: float = 1.0, random: floa
     """The counts with hidden entries changed: a share `silent` of them to 0, of the rest a share `random` to counts
     drawn evenly up to the highest there is; what is left stays as it was (BERT's way, Devlin et al. 2018).
     """
-    lot, highest = torch.rand_like(counts), int(counts.max())
+    lot, highest = torch.rand_like(counts), int(counts.max()) if counts.numel() else 0
     noise = torch.randint_like(counts, highest + 1)
     changed = torch.where(hidden & (lot < silent), torch.zeros_like(counts), counts)
     return torch.where(hidden & (lot >= silent) & (lot < silent + (1 - silent) * random), noise, changed)

@@ -129,6 +129,15 @@ def test_windows_without_two_known_regions_pass_region_schemes_by():
     assert {model.mask(poor)[0] for _ in range(50)} == {"neuron", "causal"}
 
 
+def test_windows_without_units_are_answered():
+    model = small()
+    batch = read(model, [0, 1], [1.0, 3.0])
+    for keep in (torch.arange(20) >= 8, torch.zeros(20, dtype=torch.bool)):
+        poor = batch.keep_units(keep)
+        assert model(poor).log_rates.shape == poor.counts(0.05).shape
+        assert all(model.loss(poor)["loss"].isfinite() for _ in range(8))       # whichever scheme is drawn
+
+
 def test_sessions_without_two_regions_leave_the_region_schemes_out():
     with pytest.warns(UserWarning, match="alone: no units in two known regions"):
         model = small([ALONE])

@@ -69,6 +69,13 @@ def test_no_count_speaks_for_itself():
     assert not torch.equal(whole.behavior, less.behavior)
 
 
+def test_windows_without_units_are_answered():
+    model = small()
+    poor = read(model, [0, 1], [1.0, 4.0]).keep_units(torch.arange(20) >= 8)
+    found = model(poor)
+    assert found.latents.isfinite().all() and found.behavior.isfinite().all() and model.loss(poor)["loss"].isfinite()
+
+
 def test_context_sees_itself_and_is_seen():
     model, batch = small(), read(small(), [0, 0], [1.0, 4.0])
     out = []

@@ -101,6 +101,15 @@ def test_new_sessions_start_at_their_mean_rates_and_leave_the_others_alone(name)
     torch.testing.assert_close(bias.exp() / model.bin_size, torch.tensor(new.rates()[[0, 3]]).float())
 
 
+@pytest.mark.parametrize("name", MASKED)
+def test_windows_without_units_are_answered(name):
+    model = build(name)
+    batch = read(model, [0, 1], [1.0, 4.0])
+    for keep in (torch.arange(20) >= 8, torch.zeros(20, dtype=torch.bool)):     # the first has none, both have none
+        poor = batch.keep_units(keep)
+        assert model(poor).log_rates.shape == poor.counts(0.05).shape and model.loss(poor)["loss"].isfinite()
+
+
 def test_wide_spans_come_as_often_as_asked():
     model = build("ndt1", span=4, expand=0.5, ratio=0.1)
     batch = read(model, [0, 1, 1, 0], [1.0, 4.0, 8.0, 12.0])

@@ -144,8 +144,8 @@ class MtM(SpikeModel):
         there, bins = batch.unit_mask, batch.bins(self.bin_size)
         regions = torch.full_like(there, -1, dtype=torch.long).masked_scatter(
             there, self.region[self.read_out.units.unit_rows(batch)])
-        lowest = regions.masked_fill(regions < 0, len(self.region)).amin(1)
-        able = regions.amax(1) > lowest                                 # windows with two known regions
+        found = there.new_zeros(len(there), int(self.region.max()) + 2).scatter(1, regions + 1, True)
+        able = found[:, 1:].sum(1) > 1                                  # windows with two known regions
         possible = [scheme for scheme in self.schemes if scheme not in BY_REGION or able.any()]
         if not possible:
             raise WorkbenchError("no window of the batch has units in two known regions, and this MtM learns by region "

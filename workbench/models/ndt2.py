@@ -107,7 +107,7 @@ class NDT2(SpikeModel):
         x, there = self.tokens(batch)
         (bins, patches), grid = x.shape[1:3], there.flatten(1)
         every = self.encode(batch, x, grid)
-        latents = self.spread(every, x, x.new_zeros(())).sum(2) / there.sum(2, keepdim=True)
+        latents = self.spread(every, x, x.new_zeros(())).sum(2) / there.sum(2, keepdim=True).clamp(min=1)
         place = torch.arange(bins * patches, device=x.device)
         black = (place // patches + place % patches) % 2 == 0
         here, other = (self.reconstruct(batch, x, there, self.encode(batch, x, grid & color))
