@@ -1,6 +1,8 @@
 """CEBRA behind the interface of every model; its own package does the learning."""
 
+from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from workbench import models
 from workbench.analysis.decoding import score
 from workbench.batch import Reader
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
+from workbench.models.cebra import CEBRA
+from workbench.session import Series
 
 needs_cebra = pytest.mark.skipif(find_spec("cebra") is None, reason="the package cebra is not installed")
 
@@ -48,6 +52,16 @@ def test_what_cannot_be_fitted_is_refused_in_one_sentence():
         models.build("cebra", [session], target="vel", architecture="offset11-model")
     with pytest.raises(BadRecording, match="nothing to fit CEBRA to: 8 bins"):
         model.fit([session], [np.array([[0.0, 0.4]])], [np.array([[1.0, 9.0]])])
+
+
+def test_what_it_is_fitted_to_ends_with_its_part():
+    """A bin near the end, between a sample of the part and one behind it, hears of the first only."""
+    session, part = tuned(), np.array([[0.0, 8.0]])
+    clock, values, unit, _ = session.series["vel"]
+    later = replace(session, series={"vel": Series(clock, np.where(clock[:, None] < 8, values, 100.0), unit)})
+    model = SimpleNamespace(target="vel", bin_size=session.series["vel"].interval / 5, window=1.0, offset=range(10))
+    (x, y), (_, other) = (CEBRA._samples(model, one, part) for one in (session, later))
+    assert len(x) == len(y) and np.array_equal(y, other)
 
 
 @pytest.mark.skipif(find_spec("cebra") is not None, reason="the package cebra is installed")

@@ -77,7 +77,8 @@ class CEBRA(SpikeModel):
             self.networks[at].load_state_dict(learner.model_.state_dict())
             with torch.no_grad():
                 z, z_valid = (self._embed(at, torch.from_numpy(part).T[None])[0].numpy() for part in (x, x_valid))
-                scores = [r2(y_valid, z_valid @ w[:-1] + w[-1]).mean() for w in solve(z, y, Ridge.PENALTIES)]
+                scores = [np.nan_to_num(np.nanmean(r2(y_valid, z_valid @ w[:-1] + w[-1])), nan=-np.inf)
+                          for w in solve(z, y, Ridge.PENALTIES)]
                 chosen[session.id] = Ridge.PENALTIES[int(np.argmax(scores))]
                 both = np.concatenate([z, z_valid]), np.concatenate([y, y_valid])
                 self.maps[at].copy_(torch.from_numpy(solve(*both, [chosen[session.id]])[0]))
@@ -106,8 +107,9 @@ class CEBRA(SpikeModel):
     def _samples(self, session: Session, intervals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Counts [T, N] float32 of the intervals' bins, end to end, and the behaviour at their centres [T, outputs]."""
         series = session.get_series(self.target)
+        part = session.within(aligned(intervals, series.times, series.interval, self.window))
+        series, counts = part.get_series(self.target), part.counts(self.bin_size)
         good = np.isfinite(series.values).all(1)
-        counts = session.within(aligned(intervals, series.times, series.interval, self.window)).counts(self.bin_size)
         if len(counts.times) <= len(self.offset) or not good.any():
             raise BadRecording(f"{session.id}: nothing to fit CEBRA to: {len(counts.times)} bins, {good.sum()} samples "
                                f"of {self.target!r}; choose a longer part, or a session with behaviour")
