@@ -234,3 +234,15 @@ def test_traces_that_are_nobodys_are_refused():
         build([replace(session, series={**session.series, "dF/F": traces})], name="capoyo")
     with pytest.raises(UnknownName, match="no series 'calcium' in session 'c'"):
         build([session], name="capoyo", calcium="calcium")
+
+
+def test_a_cell_without_values_is_named_since_it_would_empty_every_frame():
+    session = toy("c", 4, 3)
+    values = session.series["dF/F"].values.copy()
+    values[5:9] = np.nan                                                # some frames may have gaps
+    gaps = replace(session, series={**session.series, "dF/F": session.series["dF/F"]._replace(values=values)})
+    assert build([gaps], name="capoyo")
+    values[:, 2] = np.nan
+    with pytest.raises(BadRecording, match=r"no frame of 'dF/F' has a value of every cell \(1 of them .*: u2\)"):
+        build([gaps], name="capoyo")
+    assert build([gaps.select([0, 1, 3])], name="capoyo")

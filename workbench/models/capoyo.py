@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,9 +82,15 @@ class CaPOYO(POYOPlus):
 
 
 def check_cells(session: Session, calcium: str) -> None:
-    """BadRecording where the series has not one column a unit, in the order of the unit table."""
+    """BadRecording where the series has not one column a unit, in the order of the unit table, or no whole frame."""
     series = session.get_series(calcium)
     if series.columns != tuple(session.units["id"]):
         raise BadRecording(f"{session.id}: the {series.values.shape[1]} columns of {calcium!r} are not its "
                            f"{len(session.units)} units by name, so nobody knows whose traces they are; name the "
                            "columns as the units, or name the series of the units with calcium=")
+    there = np.isfinite(series.values)
+    if len(there) and not there.all(1).any():                           # windows leave out frames with a gap
+        never = np.array(series.columns)[~there.any(0)]
+        raise BadRecording(f"{session.id}: no frame of {calcium!r} has a value of every cell ({len(never)} of them "
+                           f"never have one: {', '.join(never[:5]) or '-'}); leave out cells with gaps by "
+                           "session.select")
