@@ -129,6 +129,15 @@ def test_gradients_reach_frames_behaviour_and_contrast():
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
+def test_bins_without_frames_are_not_contrasted():
+    model = build([FILMED[0], SESSIONS[1]], **FILM, contrast=0.5, contrast_dim=16)
+    sessions = [FILMED[0], SESSIONS[1]]
+    contrast = lambda which, starts: model.loss(read(model, which, starts, sessions))["contrast"]
+    with torch.no_grad():
+        torch.testing.assert_close(contrast([0, 1, 1], [1.0, 3.0, 5.0]), contrast([0], [1.0]))
+        assert contrast([1, 1], [3.0, 5.0]) == 0
+
+
 def test_token_by_token_says_what_all_at_once_says():
     """Drawing the very spikes of a bin, each from its scores, meets the scores that the loss sees."""
     model = build(**FILM, depth=2)

@@ -145,9 +145,10 @@ class Neuroformer(SpikeModel):
         if self.contrast:
             pooled = lambda x, where: (x * where[..., None]).sum(1) / where.sum(1, keepdim=True)
             frames = contexts[1]
-            pairs = pooled(recent, after), pooled(frames.x, frames.there)
+            met = frames.there[:, 1:].any(1)                            # a blank alone is nobody's twin
+            pairs = pooled(recent, after)[met], pooled(frames.x, frames.there)[met]
             told["contrast"] = clip_loss(*(to(x) for to, x in zip(self.to_contrast, pairs, strict=True)),
-                                         self.temperature)
+                                         self.temperature) if met.any() else pairs[0].sum()
             loss = loss + self.contrast * told["contrast"]
         return {**{name: value.detach() for name, value in told.items()}, "loss": loss}
 
