@@ -6,6 +6,7 @@ import torch
 from tests.models.small import SMALL
 from tests.test_batch import SESSIONS, read
 from workbench import models
+from workbench.errors import WorkbenchError
 from workbench.models.base import parameters
 from workbench.models.ldns import LDNS
 from workbench.nn.recurrence import filtered
@@ -108,6 +109,12 @@ def test_the_moments_of_the_latents_are_learned_for_generation():
     latents = model.eval()(batch).latents.flatten(0, 1)
     torch.testing.assert_close(model.standard.running_mean, latents.mean(0), atol=0.02, rtol=0.05)
     torch.testing.assert_close(model.standard.running_var, latents.var(0), atol=0.02, rtol=0.05)
+
+
+@pytest.mark.parametrize("settings", [dict(drop=1.0), dict(denoiser_dim=15)])
+def test_what_cannot_be_is_refused(settings):
+    with pytest.raises(WorkbenchError, match="give a drop= below 1 and an even denoiser_dim="):
+        small(**settings)
 
 
 def test_rates_far_below_one_keep_a_finite_logarithm_and_gradient():

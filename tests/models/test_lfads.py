@@ -94,6 +94,8 @@ def test_held_out_units_are_never_seen_and_always_scored():
         build(held_out=["u99"])
     with pytest.raises(WorkbenchError, match="nothing to learn"):
         build(drop=0.0)
+    with pytest.raises(WorkbenchError, match="a share of 1 leaves nothing to infer from"):
+        build(drop=1.0)
 
 
 def test_early_bins_know_of_later_spikes_and_windows_may_last_longer():

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, silu, smooth_l1_loss, softplus
 
 from workbench.batch import SpikeBatch
+from workbench.errors import WorkbenchError
 from workbench.losses import ddpm_loss, poisson_nll
 from workbench.models.base import Output, SpikeModel, unit_names
 from workbench.nn.masker import Masker, held_out_names
@@ -54,6 +55,9 @@ class LDNS(SpikeModel):
                  denoiser_dim: int = 256, denoiser_depth: int = 6, steps: int = 1000, drop: float = 0.5,
                  shrink: float = 0.001, smooth: float = 0.2):
         super().__init__()
+        if drop >= 1 or denoiser_dim % 2:
+            raise WorkbenchError(f"a share of {drop:g} hidden leaves nothing to infer from, or a denoiser of width "
+                                 f"{denoiser_dim} is odd; give a drop= below 1 and an even denoiser_dim=")
         self.bin_size, self.window, self.drop, self.shrink, self.smooth = bin_size, window, drop, shrink, smooth
         self.read_in, self.read_out = ReadIn(units, sessions, dim), ReadOut(units, latents)
         self.encoder = nn.ModuleList(Block(dim) for _ in range(depth))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from workbench.batch import SpikeBatch
+from workbench.errors import WorkbenchError
 from workbench.losses import gaussian_kl, poisson_nll
 from workbench.models.base import Output, SpikeModel, unit_names
 from workbench.nn.masker import Masker, held_out_names
@@ -54,6 +55,9 @@ class LFADS(SpikeModel):
                  controller: int = 100, inputs: int = 4, generator: int = 200, factors: int = 40,
                  dropout: float = 0.05, drop: float = 0.3, ramp: int = 1000, penalty: float = 0.1):
         super().__init__()
+        if drop >= 1:
+            raise WorkbenchError(f"a step that hides a share of {drop:g} leaves nothing to infer from; give a drop= "
+                                 "below 1")
         self.bin_size, self.window, self.drop, self.ramp, self.penalty = bin_size, window, drop, ramp, penalty
         self.dropout = nn.Dropout(dropout)
         self.read_in, self.read_out = ReadIn(units, sessions, factors), ReadOut(units, factors)
