@@ -11,12 +11,13 @@ Training removes units at random, at a rate drawn anew each step. A new session 
 some of its activity, without labels or gradients.
 
 Departs from the paper. Identity is added behind the first linear map, not to the window itself, whose few bins would
-bound it; a token is what the unit's activity makes of it, less what it is without; both learn sooner. A missing unit is
-masked out of the attention (theirs is padded with −1). Reference windows are cut evenly from the recording (theirs are
-trials, stretched to one length). `standardise` gives counts in standard deviations of the unit's reference, and norms
-the identity: without it nothing is learnt from one day in the same time. Reference "windows" are counts, as published:
-told apart soonest, by heart where sessions are few. "statistics", how a unit fires and goes with the others, are slower
-to learn and say more of units never met.
+bound it; a token is what the unit's activity makes of it, less what it is without; both learn sooner. Every bin with a
+whole history teaches, not the window's last alone; at most half of the units are removed (theirs: up to all). A missing
+unit is masked out of the attention (theirs is padded with −1). Reference windows are cut evenly from the recording
+(theirs are trials, stretched to one length). `standardise` gives counts in standard deviations of the unit's reference,
+and norms the identity: without it nothing is learnt from one day in the same time. Reference "windows" are counts, as
+published: told apart soonest, by heart where sessions are few. "statistics", how a unit fires and goes with the others,
+are slower to learn and say more of units never met.
 """
 
 from __future__ import annotations
@@ -101,7 +102,10 @@ class SPINT(SpikeModel):
 
         A session that the model knows is seen anew. BadRecording where the intervals are too short.
         """
-        span = self.reference_bins * self.bin_size
+        span, longest = self.reference_bins * self.bin_size, float(np.diff(intervals).max(initial=0))
+        if longest < span - 1e-9:
+            raise BadRecording(f"{session.id}: units are known by {span:g} s on end ({self.reference_bins} bins), and "
+                               f"the longest interval lasts {longest:g} s; give a smaller reference_bins=")
         starts = sliding(intervals, span, span / 4)
         starts = starts[np.linspace(0, len(starts) - 1, self.reference_windows).round().astype(int)]
         batch = Reader([session]).read(np.zeros(len(starts), int), starts, span)
