@@ -111,6 +111,14 @@ def test_the_moments_of_the_latents_are_learned_for_generation():
     torch.testing.assert_close(model.standard.running_var, latents.var(0), atol=0.02, rtol=0.05)
 
 
+def test_windows_without_units_are_answered():
+    model, batch = small(), read([0, 1], [1.0, 3.0])
+    nobody = batch.keep_units(torch.zeros(len(batch.window_units), dtype=torch.bool))
+    loss = model.loss(nobody)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("settings", [dict(drop=1.0), dict(denoiser_dim=15)])
 def test_what_cannot_be_is_refused(settings):
     with pytest.raises(WorkbenchError, match="give a drop= below 1 and an even denoiser_dim="):

@@ -98,6 +98,14 @@ def test_held_out_units_are_never_seen_and_always_scored():
         build(drop=1.0)
 
 
+def test_windows_without_units_are_answered():
+    model, batch = build(), windows()
+    nobody = batch.keep_units(torch.zeros(len(batch.window_units), dtype=torch.bool))
+    loss = model.loss(nobody)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_early_bins_know_of_later_spikes_and_windows_may_last_longer():
     model = build().eval()
     batch = windows(duration=2.0)

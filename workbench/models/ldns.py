@@ -112,7 +112,7 @@ class LDNS(SpikeModel):
         rough = sum((latents[:, lag:] - latents[:, :-lag]).square().sum(2).mean() / (1 + lag)
                     for lag in range(1, min(LAGS, latents.shape[1] - 1) + 1))
         # The likelihood is per entry, so each bin's penalty is shared by its units, as if all were summed.
-        units = batch.unit_mask.sum(1).float().mean()
+        units = batch.unit_mask.sum(1).float().mean().clamp(min=1)
         penalty = (self.shrink * latents.square().sum(2).mean() + self.smooth * rough) / units
         with torch.no_grad():                                           # learned from all counts, as they will be used
             clean = self.standard(self(batch).latents.transpose(1, 2)).transpose(1, 2)

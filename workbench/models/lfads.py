@@ -140,7 +140,7 @@ class LFADS(SpikeModel):
         seen, scored = self.masker(counts, self.masker.held_out(self.read_out.units, batch), there)
         factors, divergence = self.infer(seen / (1 - self.drop), batch)
         nll = poisson_nll(self.read_out(factors, batch), counts, where=scored)
-        kl = divergence.sum() / (there.sum() * counts.shape[2])
+        kl = divergence.sum() / (there.sum().clamp(min=1) * counts.shape[2])
         size = (self.generator.weight_hh.square().mean() + self.controller.weight_hh.square().mean()) / 2
         weight = (self.steps / self.ramp).clamp(max=1) if self.training else 1.0
         self.steps += self.training
