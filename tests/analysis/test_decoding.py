@@ -1,5 +1,7 @@
 """Held-out scores: every sample once, windows inside, causal without later spikes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,20 @@ def test_intervals_as_short_as_a_window_are_scored_whatever_the_phase_of_the_sam
     trials = np.array([[40.0 + 1.2 * i, 41.0 + 1.2 * i] for i in range(10)])
     found = score(Oracle(), [tuned(lag=0.007)], [trials], "vel")
     assert found["r2"] == pytest.approx(1) and found["samples"] >= 190 and found["samples_causal"] >= 10
+
+
+def test_gaps_in_the_behaviour_are_passed_over_and_shift_nothing():
+    session = tuned()
+    vel = session.series["vel"]
+    values = vel.values.copy()
+    values[::3], values[900:940, 1] = np.nan, np.nan
+    gaps = replace(session, series={"vel": vel._replace(values=values)})
+    found = decode(Oracle(), gaps, np.array([[40.0, 60.0]]), "vel")
+    there = np.isfinite(values).all(1) & (vel.times >= 40)
+    np.testing.assert_array_equal(found.times, vel.times[there])
+    np.testing.assert_allclose(found.averaged, found.true, atol=1e-6)
+    told = score(Oracle(), [gaps], [np.array([[40.0, 60.0]])], "vel")
+    assert told["r2"] == pytest.approx(1) == told["r2_causal"] and told["samples"] == there.sum()
 
 
 def test_scores_agree_with_scikit_learn():

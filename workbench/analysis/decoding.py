@@ -35,7 +35,7 @@ class Decoded(NamedTuple):
 @torch.no_grad()
 def decode(model, session: Session, intervals: np.ndarray, target: str, *, step: float | None = None,
            batch_size: int = 64) -> Decoded:
-    """Predictions of `target` inside `intervals` [n, 2]; no window reaches out of them.
+    """Predictions of `target` inside `intervals` [n, 2], where it is finite; no window reaches out of them.
 
     step: seconds between windows; by default as many of the target's sampling intervals as make 50 ms.
     """
@@ -44,6 +44,8 @@ def decode(model, session: Session, intervals: np.ndarray, target: str, *, step:
     interval = session.get_series(target).interval
     step = step or _step(interval)
     starts = sliding(aligned(intervals, times, interval, model.window), model.window, step)
+    known = np.isfinite(true).all(1)                                    # batches leave out the others
+    times, true = times[known], true[known]
     total, number = {}, {name: np.zeros(len(times)) for name in ("averaged", "causal")}
     training = model.training
     model.eval()
