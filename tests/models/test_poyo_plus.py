@@ -153,6 +153,17 @@ def test_every_task_is_scored_in_its_way():
         decode(Oracle(), ASKED[0], held_out, "turn")
 
 
+def test_a_task_that_is_hardly_ever_sampled_is_scored_as_far_as_it_goes():
+    def rare(times):
+        return replace(SESSIONS[0], series={**SESSIONS[0].series, "side": Series(times, np.ones((len(times), 1)))})
+
+    model = build([rare(np.array([5.0]))], tasks={"side": "classes"}).eval()
+    found = score_classes(model, [rare(np.array([5.0]))], [np.array([[4.0, 12.0]])], "side")
+    assert found["samples"] == 1 and found["most_frequent"] == 1
+    with pytest.raises(BadRecording, match="'side' holds no classes in the time to train on"):
+        build([rare(np.empty(0))], tasks={"side": "classes"})
+
+
 # CaPOYO
 
 def test_a_token_is_a_cell_in_a_frame_whatever_the_sizes_of_sessions():

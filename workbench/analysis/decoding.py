@@ -145,6 +145,8 @@ def _mean(values) -> float:
 
 
 def _step(interval: float) -> float:
+    if not interval > 0:                                                # a series of a single sample has none
+        return 0.05
     return interval * max(1, int(np.ceil(0.05 / interval - 1e-6)))
 
 

@@ -142,6 +142,6 @@ def described(sessions: Sequence[Session], name: str, kind: str) -> dict[str, An
     values = np.concatenate([np.asarray(s.get_series(name).values, float) for s in having])
     values = values[np.isfinite(values).all(1)]
     if values.shape[1] != 1 or not len(values) or (values < 0).any() or (values % 1).any():
-        raise BadRecording(f"series {name!r} holds no classes: a task of {kind} wants one column of whole numbers from "
-                           "0; number its classes, or call it a task of numbers")
+        raise BadRecording(f"series {name!r} holds no classes in the time to train on: a task of {kind} wants one "
+                           "column of whole numbers from 0; number its classes, or call it a task of numbers")
     return {"kind": kind, "size": int(values.max()) + 1}
