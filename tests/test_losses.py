@@ -42,6 +42,11 @@ def test_only_entries_that_count_are_felt(loss, logits):
     assert loss(made, counts, torch.zeros_like(where)) == 0
 
 
+def test_a_mask_of_one_column_for_all_weighs_like_the_whole_mask():
+    values, where = torch.rand(3, 4, 5), torch.rand(3, 4, 1) < 0.5
+    torch.testing.assert_close(losses.mean_where(values, where), values[where.expand(3, 4, 5)].mean())
+
+
 def test_softened_targets_are_whole_poisson_rows():
     table = losses.poisson_table(21).numpy()
     for k in (1, 7, 20):

@@ -143,4 +143,4 @@ def decoupled_contrast(one: Tensor, two: Tensor, there: Tensor, temperature: flo
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """The mean of the values where `where` is true, 0 where it never is; values elsewhere may be anything finite."""
-    return (values * where).sum() / where.sum().clamp(min=1)
+    return (values * where).sum() / where.expand_as(values).sum().clamp(min=1)

@@ -14,7 +14,7 @@ drift of the latents, has run out. What generation needs of the moments is kept 
 Departs from the authors' code: S4D in place of S4; one training in place of two in a row; maps in and out hold a row a
 unit, so that several sessions share one latent space; a bin's penalty is shared by its units, so that it means the same
 in large and small populations; adaptive norms start small and not at zero, so that every part learns from the first
-step. Spike history and conditioning on behaviour are left out.
+step. Spike history, conditioning on behaviour and a running average of the denoiser's weights are left out.
 """
 
 from __future__ import annotations
