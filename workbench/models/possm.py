@@ -12,6 +12,7 @@ at a time, with the same numbers. Offline, spikes stay packed: one query a chunk
 
 Departs from the paper: windows of 3 s whose first half second does not count, in place of 1 s: what a recurrent state
 holds after long is then trained, not only used. Head counts are ours; widths and depths give the published sizes.
+Parts of a trial have no weights of their own in the loss, and speech (counts first, then phonemes) is left out.
 """
 
 from __future__ import annotations
