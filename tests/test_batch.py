@@ -106,6 +106,8 @@ def test_bad_requests_are_refused_in_one_sentence():
         read([0], [1.0], duration=0.0)
     with pytest.raises(BadRecording, match=r"no whole number of 0\.3 s bins"):
         read([0], [1.0]).counts(0.3)
+    with pytest.raises(BadRecording, match=r"no whole number of 0 s bins; choose a bin size"):
+        read([0], [1.0]).counts(0.0)
     with pytest.raises(UnknownName, match=r"no series 'speed' in session 'a'; there are vel"):
         Reader(SESSIONS, ("speed",))
 

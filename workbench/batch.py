@@ -123,7 +123,7 @@ class SpikeBatch:
 
     def bins(self, bin_size: float) -> int:
         """How many bins of `bin_size` seconds a window has. BadRecording where they do not fill it."""
-        bins = round(self.duration / bin_size)
+        bins = round(self.duration / bin_size) if bin_size > 0 else 0
         if bins < 1 or abs(bins * bin_size - self.duration) > 1e-6 * max(self.duration, 1):
             raise BadRecording(f"windows of {self.duration:g} s are no whole number of {bin_size:g} s bins; choose a "
                                "bin size that divides them")
