@@ -22,10 +22,12 @@ _PLACES = {
     "notebook": "workbench.display",
     "WorkbenchError": "workbench.errors",
 }
-__all__ = sorted(_PLACES)
+__all__ = sorted([*_PLACES, "models"])
 
 
 def __getattr__(name: str):
+    if name == "models":
+        return import_module("workbench.models")
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")

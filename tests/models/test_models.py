@@ -152,3 +152,11 @@ def test_a_model_of_ones_own_is_known_by_its_name(monkeypatch):
     assert isinstance(models.build("mine", [tuned()], target="vel", dim=8), Mine)
     with pytest.raises(WorkbenchError, match="Taken has the name 'gru'"):
         models.register(type("Taken", (GRU,), {"name": "gru"}))
+
+
+def test_the_workbench_alone_leads_to_its_models():
+    import subprocess
+    import sys
+    code = "import workbench; print(*workbench.models.available(), sorted(set(workbench.__all__) - set(dir(workbench))))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "poyo" in said and said[-1] == "[]"
