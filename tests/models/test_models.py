@@ -157,6 +157,6 @@ def test_a_model_of_ones_own_is_known_by_its_name(monkeypatch):
 def test_the_workbench_alone_leads_to_its_models():
     import subprocess
     import sys
-    code = "import workbench; print(*workbench.models.available(), sorted(set(workbench.__all__) - set(dir(workbench))))"
+    code = "import workbench as w; print(*w.models.available(), sorted(set(w.__all__) - set(dir(w))))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "poyo" in said and said[-1] == "[]"
