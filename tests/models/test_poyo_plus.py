@@ -257,3 +257,8 @@ def test_a_cell_without_values_is_named_since_it_would_empty_every_frame():
     with pytest.raises(BadRecording, match=r"no frame of 'dF/F' has a value of every cell \(1 of them .*: u2\)"):
         build([gaps], name="capoyo")
     assert build([gaps.select([0, 1, 3])], name="capoyo")
+
+
+def test_weights_of_another_model_are_refused():
+    with pytest.raises(WorkbenchError, match="load them with POYO.from_torch_brain"):
+        POYOPlus.from_torch_brain("weights.pt")

@@ -73,6 +73,12 @@ class POYOPlus(POYO):
         return cls(units=unit_names(sessions), sessions=[s.id for s in sessions], target=target,
                    tasks={name: described(sessions, name, kind) for name, kind in tasks.items()}, **known | settings)
 
+    @classmethod
+    def from_torch_brain(cls, *_, **__):
+        """torch_brain 0.2 has no such model, hence no weights of one."""
+        raise WorkbenchError(f"torch_brain's weights are POYO's, and {cls.__name__} has parts that they lack; load them "
+                             "with POYO.from_torch_brain")
+
     def forward(self, batch: SpikeBatch) -> Output:
         """Every task that the batch has samples of, at its times; behavior [Q, D] is that of `target`; latents."""
         latents, answers = self.answers(batch)
