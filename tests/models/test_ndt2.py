@@ -10,6 +10,7 @@ from tests.models.test_zoo import SESSIONS, read, toy
 from workbench import models
 from workbench.batch import Reader
 from workbench.errors import WorkbenchError
+from workbench.losses import poisson_nll
 from workbench.models.ndt2 import NDT2, draw_visible
 from workbench.session import Series
 
@@ -58,6 +59,32 @@ def test_the_encoder_takes_in_only_what_is_left():
     there = torch.arange(60) < torch.tensor([[40], [60]])
     visible = draw_visible(there, 0.75)
     assert visible.sum(1).tolist() == [10, 15] and not (visible & ~there).any()
+
+
+def test_what_is_taken_out_is_scored_and_so_are_units_that_were_lost(monkeypatch):
+    model, batch = small(silent=0.9), read(small(), [0, 1], [1.0, 4.0])
+    scored, visible, shown, encode = [], [], [], model.encode
+    spy = lambda rates, counts, where: scored.append((counts, where)) or poisson_nll(rates, counts, where)
+    monkeypatch.setattr("workbench.models.ndt2.poisson_nll", spy)
+    monkeypatch.setattr(model, "encode", lambda given, x, seen: visible.append(seen) or encode(given, x, seen))
+    model.patches.register_forward_pre_hook(lambda _, given: shown.append(given[0].counts(0.05)))
+    torch.manual_seed(2)
+    found = model.loss(batch)
+    (counts, where), whole = scored[0], batch.counts(0.05)
+    hidden = ~visible[0].view(2, 20, 3, 1) & model.patches.units(batch)[:, None]
+    assert torch.equal(counts, batch.patches(4, 0.05)) and torch.equal(where, hidden)
+    kept = shown[0].any(2) | ~whole.any(2)
+    assert torch.equal(shown[0], whole * kept[..., None]) and kept[batch.unit_mask].any() and not kept.all()
+    torch.testing.assert_close(found["loss"], found["poisson"] + 20 * found["behavior"])
+
+
+def test_places_are_told_apart_where_nothing_is_seen():
+    model, batch = small(), read(small(), [1], [4.0])
+    batch = batch.drop(torch.ones_like(batch.units, dtype=torch.bool))
+    one = torch.arange(60)[None] == 0
+    rates, behavior = reconstructed(model, batch, one)[0, ..., 0], model(batch).behavior
+    for same, other in ((rates[3, 1], rates[9, 1]), (rates[3, 1], rates[3, 2]), (behavior[3], behavior[9])):
+        assert (same - other).abs().max() > 1e-4
 
 
 def test_no_count_speaks_for_itself():

@@ -47,6 +47,25 @@ def test_no_bin_hears_of_its_own_or_later_covariates():
     assert (found[:, 10] - other[:, 10]).abs().max() > 1e-4
 
 
+def test_places_are_told_apart():
+    """Patches where nothing is seen, and earlier bins by when they were."""
+    model = small(depth=1)                                              # deeper ones tell bins by what those have seen
+    batch = read(model, [1], [2.0])
+    silent = model(batch.drop(torch.ones_like(batch.units, dtype=torch.bool))).log_rates[0, :, 5]
+    assert (silent[:4] - silent[4:8]).abs().max() > 1e-4
+    at = batch.spike_bins(0.05)
+    swapped = replace(batch, times=batch.times + 0.35 * ((at == 3).float() - (at == 10).float()))
+    here, there = model(batch).log_rates, model(swapped).log_rates
+    assert torch.equal(swapped.counts(0.05)[..., 3], batch.counts(0.05)[..., 10])
+    assert (here[..., 19] - there[..., 19]).abs().max() > 1e-4
+
+
+def test_both_losses_weigh_the_same():
+    model = small()
+    found = model.loss(read(model, [0, 1], [2.0, 5.0]))
+    torch.testing.assert_close(found["loss"].detach(), found["spikes"] + found["behavior"])
+
+
 def test_behaviour_is_decoded_from_spikes_alone():
     model = small()
     batch = read(model, [0, 1], [2.0, 5.0])

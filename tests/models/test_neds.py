@@ -109,6 +109,26 @@ def test_only_what_is_hidden_is_scored(monkeypatch):
         assert found[silent] == 0 and all(v != 0 for k, v in found.items() if k != silent)
 
 
+def test_padding_is_not_scored(monkeypatch):
+    model = small()
+    batch = read(model, [0, 1], [1.0, 3.0])                             # of 8 and of 12 units
+    monkeypatch.setattr(model, "hidden", lambda _: torch.tensor([[[True], [False]]]).repeat(2, 1, 20))
+    rates, counts = model.encode(batch).log_rates, batch.counts(0.05)
+    want = (rates.exp() - counts * rates)[batch.unit_mask].mean()
+    torch.testing.assert_close(model.loss(batch)["poisson"], want.detach())
+
+
+def test_time_is_told_by_turning_too():
+    model = small()
+    torch.nn.init.zeros_(model.position.rows)                           # so that nothing else tells bins apart
+    batch = read(model, [0], [1.0])
+    counts, hidden = batch.counts(0.05), torch.zeros(1, 2, 20, dtype=torch.bool)
+    behaviour, order = model.binned(batch)[0], torch.randperm(20)
+    there = model.predict(counts, behaviour, hidden, batch).behaviour[:, order]
+    here = model.predict(counts[..., order], behaviour[:, order], hidden, batch).behaviour
+    assert not torch.allclose(here, there, atol=1e-3)
+
+
 def test_bins_hold_the_mean_of_their_samples_and_are_hidden_without_any(monkeypatch):
     clock = np.arange(0, 20, 0.0125) + 0.00625                          # four samples a bin
     values = np.stack([clock, np.cos(clock)], 1)

@@ -43,6 +43,17 @@ def test_later_layers_look_across_the_stream_of_the_layer_before():
     assert torch.equal(seen[1][0], seen[0][1].transpose(1, 2))
 
 
+def test_the_band_binds_attention_over_bins_and_not_over_channels():
+    model = small(ahead=0)
+    batch = read(model, [1], [2.0])
+    early = batch.drop(batch.spike_bins(0.05) >= 12)
+    moved = lambda: (model(batch).log_rates - model(early).log_rates)[..., :12].abs().max()
+    assert moved() > 1e-3
+    for mixing in model.spatial:
+        torch.nn.init.zeros_(mixing.to_qk.weight)                       # channels mix alike, whatever they hold
+    assert moved() < 1e-5
+
+
 def test_a_view_corrupts_a_few_entries_and_shows_no_held_out_unit():
     model = small(held_out=["a/u0"], view_ratio=0.2)
     batch = read(model, [0] * 20, [0.5 * i for i in range(20)])
@@ -60,6 +71,9 @@ def test_views_of_a_window_find_each_other_better_than_chance():
     found = model.loss(batch)
     assert 0 < found["contrast"] < 2 * math.log(15)
     torch.testing.assert_close(found["loss"], found["poisson"] + 0.1 * found["contrast"])
+    same = small(view_ratio=1e-6).loss(batch)["contrast"]               # views that hardly differ are found
+    other = small(view_ratio=1.0).loss(batch)["contrast"]
+    assert same < found["contrast"] < other
     assert set(small(contrast=0.0).loss(batch)) == {"loss"}
 
 

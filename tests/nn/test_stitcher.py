@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.models import test_zoo
 from tests.models.test_models import tuned
 from workbench.batch import Reader
 from workbench.nn import stitcher
@@ -34,6 +35,16 @@ def test_one_lookup_for_all_windows_gives_the_values_and_gradients_of_one_a_wind
     torch.testing.assert_close(y, want, atol=1e-5, rtol=1e-5)
     for have, expected in zip(grads, wanted, strict=True):
         torch.testing.assert_close(have, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ndt1", "stndt", "mtm", "neds"])
+def test_new_sessions_start_at_their_mean_and_leave_the_biases_of_known_units_alone(name):
+    model, new = test_zoo.build(name), test_zoo.toy("c", 4, 5)
+    biases = lambda names: model.read_out.units.weight[model.read_out.units.rows(names), -1].detach()
+    before = biases(["a/u0", "b/u3"])
+    model.extend([test_zoo.SESSIONS[0].between(0, 3), new])
+    assert torch.equal(biases(["a/u0", "b/u3"]), before)
+    torch.testing.assert_close(biases(["c/u2"]).exp() / model.bin_size, torch.tensor(new.rates()[[2]]).float())
 
 
 def test_lags_are_maps_of_the_bins_before():
