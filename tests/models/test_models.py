@@ -124,6 +124,9 @@ def test_unknown_models_and_settings_are_refused():
         models.build("poyo", [tuned()], target="vel", latents=7.5)
     with pytest.raises(WorkbenchError, match=r"dropout of model 'gru' is 'much'; give a number"):
         models.build("gru", [tuned()], target="vel", dropout="much")
+    for key in ("bin_size", "window"):
+        with pytest.raises(WorkbenchError, match=f"{key} of model 'ndt1' is 0; give seconds above 0"):
+            models.build("ndt1", [tuned()], **{key: 0})
     with pytest.raises(UnknownName, match="no series 'speed' in session 'tuned'; there are vel"):
         models.build("poyo", [tuned()], target="speed")
     with pytest.raises(UnknownName, match=r"no size '2M' in the published sizes of POYO; there are 1\.3M"):

@@ -62,6 +62,8 @@ def build(name: str, sessions: Sequence, **settings):
             raise WorkbenchError(f"{key} of model {name!r} is {value!r}; give a whole number, 1 or more")
         if hints[key] is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
             raise WorkbenchError(f"{key} of model {name!r} is {value!r}; give a number, 0 or more")
+        if key in ("bin_size", "window") and value == 0:
+            raise WorkbenchError(f"{key} of model {name!r} is 0; give seconds above 0")
     return model.for_sessions(sessions, **settings)
 
 
