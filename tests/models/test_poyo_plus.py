@@ -260,5 +260,5 @@ def test_a_cell_without_values_is_named_since_it_would_empty_every_frame():
 
 
 def test_weights_of_another_model_are_refused():
-    with pytest.raises(WorkbenchError, match="load them with POYO.from_torch_brain"):
-        POYOPlus.from_torch_brain("weights.pt")
+    with pytest.raises(WorkbenchError, match=r"load them with POYO\.from_torch_brain"):
+        models.get("poyo_plus").from_torch_brain("weights.pt")

@@ -76,8 +76,8 @@ class POYOPlus(POYO):
     @classmethod
     def from_torch_brain(cls, *_, **__):
         """torch_brain 0.2 has no such model, hence no weights of one."""
-        raise WorkbenchError(f"torch_brain's weights are POYO's, and {cls.__name__} has parts that they lack; load them "
-                             "with POYO.from_torch_brain")
+        raise WorkbenchError(f"torch_brain's weights are POYO's, and {cls.__name__} has parts that they lack; load "
+                             "them with POYO.from_torch_brain")
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Every task that the batch has samples of, at its times; behavior [Q, D] is that of `target`; latents."""
