@@ -30,16 +30,16 @@ from torch.nn.functional import gelu, layer_norm, silu, smooth_l1_loss, softplus
 from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
 from workbench.losses import ddpm_loss, poisson_nll
-from workbench.models.base import Output, SpikeModel, unit_names
-from workbench.nn.masker import Masker, held_out_names
+from workbench.models.base import Output
+from workbench.models.masked import Masked
+from workbench.nn.masker import Masker
 from workbench.nn.recurrence import S4D, filtered
 from workbench.nn.stitcher import ReadIn, ReadOut
-from workbench.session import Session
 
 LAGS = 5                                                                # bins over which latents are kept smooth
 
 
-class LDNS(SpikeModel):
+class LDNS(Masked):
     """units, sessions and held_out are names ('<session id>/<unit id>'); bin_size and window in seconds.
 
     latents: their number; dim, depth: of the autoencoder; denoiser_dim, denoiser_depth, steps: of the diffusion; drop:
@@ -47,7 +47,7 @@ class LDNS(SpikeModel):
     """
 
     name = "ldns"
-    reconstructs = generates = embeds = True
+    generates = True
     SIZES: ClassVar = {"monkey": dict(latents=16, dim=256, depth=4, denoiser_dim=256, denoiser_depth=6)}
 
     def __init__(self, *, units: Sequence[str], sessions: Sequence[str], held_out: Sequence[str] = (),
@@ -70,23 +70,8 @@ class LDNS(SpikeModel):
         beta = torch.linspace(0.1 / steps, 20.0 / steps, steps, dtype=torch.float64).clamp(max=0.999)
         self.register_buffer("kept", (1 - beta).cumprod(0).float(), persistent=False)     # of the signal's variance
 
-    @classmethod
-    def for_sessions(cls, sessions: Sequence[Session], *, held_out: Sequence[str] = (), **settings) -> LDNS:
-        """held_out: units that are never in the input and always a target, by full name or by bare id."""
-        model = cls(units=unit_names(sessions), sessions=[s.id for s in sessions],
-                    held_out=held_out_names(sessions, held_out), **settings)
-        model.read_out.start_at_(sessions, model.bin_size)
-        return model
-
-    def extend(self, sessions: Sequence[Session]) -> None:
-        known = list(self.read_out.units.words)
-        super().extend(sessions)
-        self.read_out.start_at_(sessions, self.bin_size, but=known)
-
-    def forward(self, batch: SpikeBatch) -> Output:
-        """Log rates [B, N, T], in log spikes per bin, from the counts of all but the held-out units; latents."""
-        held_out = self.masker.held_out(self.read_out.units, batch)
-        latents = self.encode(batch.counts(self.bin_size).masked_fill(held_out, 0), batch)
+    def predict(self, counts: Tensor, batch: SpikeBatch) -> Output:
+        latents = self.encode(counts, batch)
         return Output(log_rates=self.log_rates(latents, batch), latents=latents)
 
     def encode(self, counts: Tensor, batch: SpikeBatch) -> Tensor:

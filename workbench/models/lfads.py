@@ -30,17 +30,17 @@ from torch.nn.functional import linear, normalize
 from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
 from workbench.losses import gaussian_kl, poisson_nll
-from workbench.models.base import Output, SpikeModel, unit_names
-from workbench.nn.masker import Masker, held_out_names
+from workbench.models.base import Output
+from workbench.models.masked import Masked
+from workbench.nn.masker import Masker
 from workbench.nn.stitcher import ReadIn, ReadOut
-from workbench.session import Session
 
 INITIAL_VARIANCE = 0.1                                                  # κ of the prior of initial states
 LEAST_LOGVAR = math.log(1e-4)                                           # no posterior is narrower than this
 INPUT_TIME, INPUT_VARIANCE = 10.0, 0.1                                  # bins, and of the process, at the start
 
 
-class LFADS(SpikeModel):
+class LFADS(Masked):
     """units, sessions and held_out are names ('<session id>/<unit id>'); bin_size and window in seconds.
 
     encoder, controller, generator: units of the GRUs; initial, factors, inputs: dimensions. drop: the share of entries
@@ -48,7 +48,7 @@ class LFADS(SpikeModel):
     """
 
     name = "lfads"
-    reconstructs = generates = embeds = True
+    generates = True
 
     def __init__(self, *, units: Sequence[str], sessions: Sequence[str], held_out: Sequence[str] = (),
                  bin_size: float = 0.02, window: float = 1.0, encoder: int = 100, initial: int = 64,
@@ -83,23 +83,9 @@ class LFADS(SpikeModel):
                     if weight.ndim == 2:
                         nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
-    @classmethod
-    def for_sessions(cls, sessions: Sequence[Session], *, held_out: Sequence[str] = (), **settings) -> LFADS:
-        """held_out: units that are never in the input and always a target, by full name or by bare id."""
-        model = cls(units=unit_names(sessions), sessions=[s.id for s in sessions],
-                    held_out=held_out_names(sessions, held_out), **settings)
-        model.read_out.start_at_(sessions, model.bin_size)
-        return model
-
-    def extend(self, sessions: Sequence[Session]) -> None:
-        known = list(self.read_out.units.words)
-        super().extend(sessions)
-        self.read_out.start_at_(sessions, self.bin_size, but=known)
-
-    def forward(self, batch: SpikeBatch) -> Output:
-        """Log rates [B, N, T], in log spikes per bin, from the counts of all but the held-out units; the factors."""
-        held_out = self.masker.held_out(self.read_out.units, batch)
-        factors, _ = self.infer(batch.counts(self.bin_size).masked_fill(held_out, 0), batch)
+    def predict(self, counts: Tensor, batch: SpikeBatch) -> Output:
+        """Log rates, and the factors as latents, from the means of the posteriors in evaluation."""
+        factors, _ = self.infer(counts, batch)
         return Output(log_rates=self.read_out(factors, batch), latents=factors)
 
     def infer(self, counts: Tensor, batch: SpikeBatch) -> tuple[Tensor, Tensor]:

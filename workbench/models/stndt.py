@@ -26,15 +26,15 @@ from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
 from workbench.losses import nt_xent, poisson_nll
 from workbench.masking import corrupt, draw
-from workbench.models.base import Output, SpikeModel, unit_names
-from workbench.nn.masker import Masker, held_out_names
+from workbench.models.base import Output
+from workbench.models.masked import Masked
+from workbench.nn.masker import Masker
 from workbench.nn.position import Position
 from workbench.nn.stitcher import ReadIn, ReadOut
 from workbench.nn.transformer import Transformer, band
-from workbench.session import Session
 
 
-class STNDT(SpikeModel):
+class STNDT(Masked):
     """units, sessions and held_out are names ('<session id>/<unit id>'); bin_size and window in seconds.
 
     ahead, back: bins of context of the attention over bins, None for the whole window; attention over channels sees
@@ -44,7 +44,6 @@ class STNDT(SpikeModel):
     """
 
     name = "stndt"
-    reconstructs = embeds = True
 
     def __init__(self, *, units: Sequence[str], sessions: Sequence[str], held_out: Sequence[str] = (),
                  bin_size: float = 0.02, window: float = 1.0, dim: int = 128, depth: int = 4, heads: int = 2,
@@ -68,24 +67,6 @@ class STNDT(SpikeModel):
         self.read_out = ReadOut(units, dim)
         self.masker = Masker(self.read_out.units, held_out, mode=mask, ratio=ratio, span=span, expand=expand,
                              silent=silent, random=random)
-
-    @classmethod
-    def for_sessions(cls, sessions: Sequence[Session], *, held_out: Sequence[str] = (), **settings) -> STNDT:
-        """held_out: units that are never in the input and always a target, by full name or by bare id."""
-        model = cls(units=unit_names(sessions), sessions=[s.id for s in sessions],
-                    held_out=held_out_names(sessions, held_out), **settings)
-        model.read_out.start_at_(sessions, model.bin_size)
-        return model
-
-    def extend(self, sessions: Sequence[Session]) -> None:
-        known = list(self.read_out.units.words)
-        super().extend(sessions)
-        self.read_out.start_at_(sessions, self.bin_size, but=known)
-
-    def forward(self, batch: SpikeBatch) -> Output:
-        """Log rates [B, N, T], in log spikes per bin, from the counts of all but the held-out units; latents."""
-        held_out = self.masker.held_out(self.read_out.units, batch)
-        return self.predict(batch.counts(self.bin_size).masked_fill(held_out, 0), batch)
 
     def predict(self, counts: Tensor, batch: SpikeBatch) -> Output:
         """The same from counts [B, N, T] as they are given."""
