@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from workbench.batch import SpikeBatch, Target
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.nn.counts import StandardCounts
+from workbench.nn.stitcher import ReadOut
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 
@@ -77,12 +78,15 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
             raise WorkbenchError(f"model {self.name!r} keeps no rows of units or sessions, so none can be added; build "
                                  "it for the new session")
         standard = [(m, list(m.rates.words)) for m in self.modules() if isinstance(m, StandardCounts)]
+        read_outs = [(m, list(m.units.words)) for m in self.modules() if isinstance(m, ReadOut)]
         for table in tables:
             table.extend(words[table.kind])
             if f"{table.kind}s" in self._hub_mixin_config:              # what a folder rebuilds the model from
                 self._hub_mixin_config[f"{table.kind}s"] = list(table.words)
         for module, known in standard:
             module.measure(sessions, self.bin_size, but=known)
+        for read_out, known in read_outs:
+            read_out.start_at_(sessions, self.bin_size, but=known)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # A recurrent layer's weights are views of one array on a GPU, which the hub's own way of saving refuses.

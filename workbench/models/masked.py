@@ -25,11 +25,6 @@ class Masked(SpikeModel):
         model.read_out.start_at_(sessions, model.bin_size)
         return model
 
-    def extend(self, sessions: Sequence[Session]) -> None:
-        known = list(self.read_out.units.words)
-        super().extend(sessions)
-        self.read_out.start_at_(sessions, self.bin_size, but=known)
-
     def forward(self, batch: SpikeBatch) -> Output:
         """Log rates [B, N, T], in log spikes per bin, from the counts of all but the held-out units; latents."""
         held_out = self.masker.held_out(self.read_out.units, batch)

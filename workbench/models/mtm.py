@@ -99,9 +99,7 @@ class MtM(SpikeModel):
         return model
 
     def extend(self, sessions: Sequence[Session]) -> None:
-        known = list(self.read_out.units.words)
         super().extend(sessions)
-        self.read_out.start_at_(sessions, self.bin_size, but=known)
         self.regions = region_names(sessions) | self.regions
         self._hub_mixin_config["regions"] = self.regions
         self._number_regions()

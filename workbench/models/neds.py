@@ -98,11 +98,6 @@ class NEDS(SpikeModel):
         model.read_out.start_at_(sessions, bin_size)
         return model
 
-    def extend(self, sessions: Sequence[Session]) -> None:
-        known = list(self.read_out.units.words)
-        super().extend(sessions)
-        self.read_out.start_at_(sessions, self.bin_size, but=known)
-
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, outputs] at the target's times, where the batch has them, decoded from spikes alone; what the
         decoded behaviour says of the spikes, log_rates [B, N, T]; the states of spikes [B, T, dim] that decoded it.

@@ -113,11 +113,6 @@ class Neuroformer(SpikeModel):
         model.next_unit.start_at_(sessions, model.bin_size)
         return model
 
-    def extend(self, sessions: Sequence[Session]) -> None:
-        known = list(self.units.words)
-        super().extend(sessions)
-        self.next_unit.start_at_(sessions, self.bin_size, but=known)
-
     def forward(self, batch: SpikeBatch) -> Output:
         """What is known at the end of every bin, as latents [B, T, D]: bin t has seen no spike after it."""
         spikes, bins = self.spikes(batch), torch.arange(batch.bins(self.bin_size), device=batch.device)
