@@ -158,8 +158,12 @@ def test_impossible_masks_are_refused(error, message, arguments):
         draw(*arguments)
 
 
-def test_masks_by_region_need_two_regions_in_every_window():
+def test_masks_by_region_need_a_window_with_two_regions_and_leave_the_others_whole():
     for mode in ("inter_region", "intra_region"):
         for regions in (torch.where(UNITS, 0, -1), torch.full_like(REGIONS, -1)):
-            with pytest.raises(WorkbenchError, match=f"a mask by {mode} needs two regions in every window"):
+            with pytest.raises(WorkbenchError, match=f"a mask by {mode} needs a window with two regions"):
                 draw(mode, UNITS, 10, 0.5, regions=regions)
+        regions = REGIONS.clone()
+        regions[0] = 0
+        mask = draw(mode, UNITS, 10, 0.5, regions=regions)
+        assert not mask.hidden[0].any() and mask.hidden[1:].flatten(1).any(1).all()

@@ -17,7 +17,8 @@ _MODELS = {"poyo": "POYO", "ridge": "Ridge", "mlp": "MLP", "gru": "GRU",
            "spint": "SPINT", "nuclr": "NuCLR", "cebra": "CEBRA", "possm": "POSSM",
            "lfads": "LFADS", "ldns": "LDNS",
            "mtm": "MtM", "neds": "NEDS",
-           "poyo_plus": "POYOPlus", "capoyo": "CaPOYO", "neuroformer": "Neuroformer"}
+           "poyo_plus": "POYOPlus", "capoyo": "CaPOYO", "neuroformer": "Neuroformer",
+           "neurobridge": "NeuroBridge"}
 _EXTRAS = {"cebra": "cebra"}                                            # model → the package that it cannot do without
 _OWN: dict[str, type] = {}                                             # models of the user's, by their names
 _VERBS = ("decodes", "reconstructs", "forecasts", "generates", "embeds")

@@ -25,7 +25,6 @@ the bias of the read-out starts at each unit's mean rate.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -35,9 +34,10 @@ from torch.nn.functional import softsign
 from workbench.batch import SpikeBatch
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import poisson_nll
-from workbench.masking import Mask, draw
+from workbench.masking import Mask, draw, two_regions
 from workbench.models.base import Output, SpikeModel, unit_names
 from workbench.nn.position import Position
+from workbench.nn.regions import Regions, possible, region_names
 from workbench.nn.stitcher import ReadIn, ReadOut
 from workbench.nn.transformer import Transformer, band
 from workbench.nn.vocabulary import Vocabulary
@@ -69,7 +69,7 @@ class MtM(SpikeModel):
         if not schemes:
             raise WorkbenchError("MtM without a scheme has nothing to learn from; name one or more in schemes=")
         self.bin_size, self.window, self.schemes = bin_size, window, tuple(schemes)
-        self.ratio, self.causal_ratio, self.regions = ratio, causal_ratio, dict(regions)
+        self.ratio, self.causal_ratio, self.regions = ratio, causal_ratio, Regions(regions)
         self.read_in = ReadIn(units, sessions, width)
         self.embed = nn.Linear(width, dim)
         self.position = Position("learned", max(round(window / bin_size), 1), dim, std=0.1)
@@ -79,36 +79,20 @@ class MtM(SpikeModel):
         self.encoder = Transformer(dim, depth, heads, inner, dropout=dropout)
         self.encoder.tfixup_()
         self.read_out = ReadOut(units, dim)
-        self._number_regions()
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], *, schemes: Sequence[str] = SCHEMES[:4], **settings) -> MtM:
         """Without the region schemes where no session has units in two known regions, which a warning says."""
-        regions = region_names(sessions)
-        schemes, wanted = list(schemes), [scheme for scheme in schemes if scheme in BY_REGION]
-        poor = [s.id for s in sessions if len({regions.get(unit) for unit in unit_names([s])} - {None}) < 2]
-        if wanted and poor:
-            if len(poor) == len(sessions):
-                schemes = [scheme for scheme in schemes if scheme not in BY_REGION]
-            more = f" and {len(poor) - 3} more" if len(poor) > 3 else ""
-            warnings.warn(f"{', '.join(poor[:3])}{more}: no units in two known regions, so MtM learns nothing there "
-                          f"by {' and '.join(wanted)}; the other schemes are as they were", stacklevel=2)
-        model = cls(units=unit_names(sessions), sessions=[s.id for s in sessions], regions=regions, schemes=schemes,
-                    **settings)
+        schemes = possible(schemes, sessions, "MtM")
+        model = cls(units=unit_names(sessions), sessions=[s.id for s in sessions], regions=region_names(sessions),
+                    schemes=schemes, **settings)
         model.read_out.start_at_(sessions, model.bin_size)
         return model
 
     def extend(self, sessions: Sequence[Session]) -> None:
         super().extend(sessions)
-        self.regions = region_names(sessions) | self.regions
-        self._hub_mixin_config["regions"] = self.regions
-        self._number_regions()
-
-    def _number_regions(self) -> None:
-        """The region of every row of the table of units as a number, −1 for none that is known."""
-        number = {region: i for i, region in enumerate(sorted(set(self.regions.values())))}
-        of_row = [-1, *(number.get(self.regions.get(unit), -1) for unit in self.read_out.units.words)]
-        self.register_buffer("region", torch.tensor(of_row, device=self.prompt.device), persistent=False)
+        self.regions = Regions(region_names(sessions) | self.regions.names)
+        self._hub_mixin_config["regions"] = self.regions.names
 
     def forward(self, batch: SpikeBatch, scheme: str | None = None) -> Output:
         """Log rates [B, N, T], in log spikes per bin, of all units, and latents [B, T, dim].
@@ -140,24 +124,12 @@ class MtM(SpikeModel):
     def mask(self, batch: SpikeBatch) -> tuple[str, Mask]:
         """A random scheme of those that the batch allows, and what it hides; windows without two regions pass by."""
         there, bins = batch.unit_mask, batch.bins(self.bin_size)
-        regions = torch.full_like(there, -1, dtype=torch.long).masked_scatter(
-            there, self.region[self.read_out.units.unit_rows(batch)])
-        found = there.new_zeros(len(there), int(self.region.max()) + 2).scatter(1, regions + 1, True)
-        able = found[:, 1:].sum(1) > 1                                  # windows with two known regions
-        possible = [scheme for scheme in self.schemes if scheme not in BY_REGION or able.any()]
+        regions = self.regions.numbers(batch)
+        able = two_regions(there, regions).any()
+        possible = [scheme for scheme in self.schemes if scheme not in BY_REGION or able]
         if not possible:
             raise WorkbenchError("no window of the batch has units in two known regions, and this MtM learns by region "
                                  "alone; choose sessions with units in several regions, or add schemes")
         scheme = possible[int(torch.randint(len(possible), ()))]
-        if scheme not in BY_REGION:
-            mode = "neuron" if scheme == "neuron" else "time"
-            return scheme, draw(mode, there, bins, self.causal_ratio if scheme == "causal" else self.ratio)
-        hidden = there.new_zeros(2, *there.shape, bins)                 # and scored
-        hidden[:, able] = torch.stack(draw(scheme, there[able], bins, self.ratio, regions=regions[able]))
-        return scheme, Mask(*hidden)
-
-
-def region_names(sessions: Sequence[Session]) -> dict[str, str]:
-    """The known regions of units, by the units' full names."""
-    return {f"{s.id}/{unit}": region for s in sessions
-            for unit, region in zip(s.units["id"], s.units["region"], strict=True) if region != "unknown"}
+        mode = {"causal": "time", "temporal": "time"}.get(scheme, scheme)
+        return scheme, draw(mode, there, bins, self.causal_ratio if scheme == "causal" else self.ratio, regions=regions)

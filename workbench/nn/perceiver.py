@@ -90,9 +90,12 @@ class CrossAttention(nn.Module):
         return self.to_out(seen.flatten(-2))
 
     def forward(self, queries: Tensor, query_turn: Tensor, context: Tensor, turn: Tensor) -> Tensor:
-        """One query content a window [B, D], asked at times query_turn [B, Q, pairs], over [B, L, D] → [B, Q, D]."""
+        """Queries [B, Q, D], or one content a window [B, D], asked at times query_turn [B, Q, pairs], over a context
+        [B, L, D] at times turn [(B,) L, pairs] → [B, Q, D].
+        """
         q = self.to_q(self.norm(queries)).unflatten(-1, (self.heads, -1))
-        q = rotate_(q[:, None].repeat(1, query_turn.shape[1], 1, 1), query_turn[:, :, None])
+        q = q if q.ndim == 4 else q[:, None].repeat(1, query_turn.shape[1], 1, 1)
+        q = rotate_(q, query_turn[:, :, None])
         k, v = self.to_kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).unbind(2)
         k = rotate_(k.contiguous(), turn[:, None])
         seen = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),

@@ -1,0 +1,305 @@
+"""NeuroBridge: masked pretraining on single spikes, compressed by a Perceiver; absent spikes are the only mask.
+
+This project's own. From POYO it takes spikes as tokens (Azabou et al. 2023, arXiv 2310.16046), from MtM the modes of
+masking (Zhang et al. 2024, arXiv 2407.14668), from Perceiver IO queries that read latents (Jaegle et al. 2021,
+arXiv 2107.14795).
+
+    spikes that the mask leaves → unit vector, rotary time inside the chunk ─┐ (and one blank token a chunk)
+    `latents` learned queries a chunk, spread over it ───────────────────────┴→ cross-attention [B, C, L, dim]
+    → linear → transformer over all latents, both ways in time, rotary → latents [B, C × L, width]
+    one query a bin ──→ cross-attention to the latents → what the time is like [B, T, width]
+    log rate of unit n in bin t = ⟨map of n's vector, t⟩ + n's own visible counts around t + n's mean
+        → Poisson likelihood of what was hidden, and of nothing else
+
+All modes share one decoder and one grid; only the mask differs. `decoder="queries"` is the plan's first form: one query
+a unit and bin reads the latents, which costs a hundred times as much and is trained on a sample of the hidden entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from workbench.batch import SpikeBatch
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.losses import poisson_nll
+from workbench.masking import Controller, Mask
+from workbench.models.base import Output, SpikeModel, unit_names
+from workbench.nn.perceiver import CrossAttention, FeedForward
+from workbench.nn.regions import Regions, possible, region_names
+from workbench.nn.rotary import RotaryTime, rotate_
+from workbench.nn.stitcher import unit_weights
+from workbench.nn.transformer import Transformer
+from workbench.nn.vocabulary import Vocabulary
+from workbench.session import Session
+
+MODES = {"temporal": 1.0, "neuron": 1.0, "intra_region": 1.0, "inter_region": 1.0, "causal": 1.0}
+PIECE = 2 ** 15                                                         # queries answered at once, for memory
+
+
+class NeuroBridge(SpikeModel):
+    """units are names ('<session id>/<unit id>'), regions theirs; bin_size, chunk, window and t_min in seconds.
+
+    dim: of tokens; width, depth, heads: of the transformer; latents: a chunk. modes: mode → chance, see
+    `masking.Controller`. prompt: tell the transformer the mode by a token, as MtM does; for comparison. sample: hidden
+    entries of a window that the decoder of queries is trained on. `SIZES` have 2, 10, 30 and 100 million parameters.
+    """
+
+    name = "neurobridge"
+    reconstructs = embeds = True
+    SIZES: ClassVar = {"2m": dict(width=128, depth=8, heads=4), "10m": dict(width=256, depth=12, heads=8),
+                       "30m": dict(width=448, depth=12, heads=8), "100m": dict(width=832, depth=12, heads=8)}
+
+    def __init__(self, *, units: Sequence[str], regions: Mapping[str, str], bin_size: float = 0.01, chunk: float = 0.05,
+                 window: float = 1.0, dim: int = 128, latents: int = 4, width: int = 512, depth: int = 12,
+                 heads: int = 8, dropout: float = 0.1, modes: Mapping[str, float] = MODES, decoder: str = "factorised",
+                 sample: int = 256, prompt: bool = False, t_min: float = 1e-3):
+        super().__init__()
+        if decoder not in DECODERS:
+            raise UnknownName("decoder", decoder, DECODERS, where="the decoders of NeuroBridge")
+        self.bin_size, self.chunk, self.window, self.per_chunk = bin_size, chunk, window, latents
+        self.chunk_bins = _whole(chunk, bin_size, "chunks")
+        _whole(window, chunk, "windows")
+        self.controller, self.sample = Controller(modes), sample
+        self.units, self.regions = Vocabulary("unit", units, dim), Regions(regions)
+        self.rates = Vocabulary("unit", units, 1, std=0.0)              # log mean counts a bin
+        self.compress = ChunkAttention(dim, latents, chunk, t_min=t_min, dropout=dropout)
+        self.widen, self.place = nn.Linear(dim, width), nn.Parameter(torch.randn(latents, width) * 0.02)
+        self.rotary = RotaryTime(width // heads // 4, 2 * chunk, 4 * window)
+        self.prompt = nn.Parameter(torch.randn(len(modes), width) * 0.02) if prompt else None
+        self.backbone = Transformer(width, depth, heads, 4 * width, dropout=dropout)
+        self.decoder = DECODERS[decoder](dim, width, heads, dropout)
+        self.own = OwnActivity(dim, bin_size)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that it was trained with."""
+        return tuple(self.controller.chances)
+
+    @classmethod
+    def for_sessions(cls, sessions: Sequence[Session], *, size: str | None = None, **settings) -> NeuroBridge:
+        """Bins of 10 ms, or as fine as the coarsest recording; without region modes where no session has two regions,
+        which a warning says.
+        """
+        if size is not None and size not in cls.SIZES:
+            raise UnknownName("size", size, cls.SIZES, where="the sizes of NeuroBridge")
+        finest, regions = max(s.resolution for s in sessions), region_names(sessions)
+        bin_size = settings.pop("bin_size", None) or max(0.01, finest)
+        chunk = settings.pop("chunk", None) or max(round(0.05 / bin_size), 1) * bin_size
+        modes = dict(settings.pop("modes", MODES))
+        modes = {mode: modes[mode] for mode in possible(modes, sessions, "NeuroBridge")}
+        settings = dict(t_min=min(max(2 * finest, 1e-3), 2 * chunk)) | (cls.SIZES[size] if size else {}) | settings
+        model = cls(units=unit_names(sessions), regions=regions, bin_size=bin_size, chunk=chunk, modes=modes,
+                    **settings)
+        model.start_at_(sessions, unit_names(sessions))
+        return model
+
+    def extend(self, sessions: Sequence[Session]) -> None:
+        new = [name for name in unit_names(sessions) if name not in self.rates.row]
+        super().extend(sessions)
+        self.regions = Regions(region_names(sessions) | self.regions.names)
+        self._hub_mixin_config["regions"] = self.regions.names
+        self.start_at_(sessions, new)
+
+    @torch.no_grad()
+    def start_at_(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
+        """The named units' rates at their means, so that what is left to learn is how they vary."""
+        means = {f"{s.id}/{unit}": rate * self.bin_size for s in sessions
+                 for unit, rate in zip(s.units["id"], s.rates().tolist(), strict=True)}
+        rows, weight = self.rates.rows(names), self.rates.weight
+        weight[rows, 0] = weight.new_tensor([means[name] for name in names]).clamp(min=1e-4).log()
+
+    def forward(self, batch: SpikeBatch) -> Output:
+        """Log rates [B, N, T], in log spikes per bin, and latents [B, C, L × width], from all spikes of the batch."""
+        return self.reconstruct(batch)
+
+    def reconstruct(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Output:
+        """The same from the spikes that the mask leaves. mode: what a model with prompts is told."""
+        seen = batch if mask is None else mask.of_spikes(batch)
+        units, latents = self.unit_vectors(batch), self.encode(seen, mode)
+        log_rates = self.decoder(latents, self.latent_turn(batch), units, self.bin_turn(batch))
+        return Output(log_rates=log_rates + self.beside(seen, mask, units), latents=self.by_chunk(latents))
+
+    def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
+        """Poisson negative log-likelihood of the counts that a random mask hides, nats an entry."""
+        mode, mask = self._drawn(batch)
+        scored = mask.grid(batch.bins(self.bin_size)).scored
+        if isinstance(self.decoder, Queries):
+            loss = poisson_nll(*self._sampled(batch, mask, mode, scored))
+        else:
+            loss = poisson_nll(self.reconstruct(batch, mask, mode).log_rates, batch.counts(self.bin_size), where=scored)
+        return {"loss": loss, mode: loss.detach()}
+
+    def draw(self, batch: SpikeBatch, mode: str | None = None, ratio: float | None = None) -> Mask:
+        """A mask for every window of the batch, as in training; mode and ratio are drawn at random where not given."""
+        return self._drawn(batch, mode, ratio)[1]
+
+    def _drawn(self, batch: SpikeBatch, mode: str | None = None, ratio: float | None = None) -> tuple[str, Mask]:
+        # Runs of 25 to 40 ms need a grid of 5 ms; a chunk of one bin can only be hidden whole.
+        fine = max(round(self.bin_size / 0.005), 1) if self.chunk_bins > 1 else 1
+        return self.controller.draw(batch.unit_mask, batch.bins(self.bin_size) * fine, chunk=self.chunk_bins * fine,
+                                    regions=self.regions.numbers(batch), mode=mode, ratio=ratio)
+
+    def unit_vectors(self, batch: SpikeBatch) -> Tensor:
+        """Who each unit is [B, N, dim], zeros in padding."""
+        return unit_weights(batch, self.units)
+
+    def encode(self, seen: SpikeBatch, mode: str | None = None) -> Tensor:
+        """The latents [B, C × L, width] of the spikes that are given."""
+        x = self.compress(seen, self.units.weight, self.units.unit_rows(seen))
+        x = (self.widen(x) + self.place).flatten(1, 2)
+        turn = self.latent_turn(seen)
+        if self.prompt is None:
+            return self.backbone(x, turn=turn)
+        told = self.prompt[self.modes.index(mode or self.modes[0])].expand(len(x), 1, -1)
+        return self.backbone(torch.cat([told, x], dim=1), turn=torch.cat([torch.ones_like(turn[:1]), turn]))[:, 1:]
+
+    def by_chunk(self, latents: Tensor) -> Tensor:
+        """Latents [B, C × L, width] → one vector a chunk [B, C, L × width]."""
+        return latents.unflatten(1, (-1, self.per_chunk)).flatten(2)
+
+    def latent_turn(self, batch: SpikeBatch) -> Tensor:
+        """Rotary codes of the latents' times [C × L, pairs]: spread evenly over their chunks."""
+        step = self.chunk / self.per_chunk
+        return self.rotary((torch.arange(batch.bins(self.chunk) * self.per_chunk, device=batch.device) + 0.5) * step)
+
+    def bin_turn(self, batch: SpikeBatch) -> Tensor:
+        """Rotary codes of the bins' middles [T, pairs]."""
+        return self.rotary((torch.arange(batch.bins(self.bin_size), device=batch.device) + 0.5) * self.bin_size)
+
+    def beside(self, seen: SpikeBatch, mask: Mask | None, units: Tensor) -> Tensor:
+        """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts."""
+        level, counts = unit_weights(seen, self.rates), seen.counts(self.bin_size)
+        visible = seen.unit_mask[..., None].expand_as(counts)
+        if mask is not None:
+            visible = visible & ~mask.grid(counts.shape[2]).hidden
+        return level + self.own(counts, visible, level, units)
+
+    def _sampled(self, batch: SpikeBatch, mask: Mask, mode: str, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Log rates and counts [B, sample] of entries drawn from `where` [B, N, T], from windows that have any."""
+        able = where.flatten(1).any(1)
+        at = torch.multinomial(where.flatten(1)[able].float(), self.sample, replacement=True)
+        chosen = lambda each: each.flatten(1)[able].gather(1, at)
+        seen, units = mask.of_spikes(batch), self.unit_vectors(batch)
+        unit, bin_ = at // where.shape[2], at % where.shape[2]
+        asked = units[able].gather(1, unit[..., None].expand(-1, -1, units.shape[2]))
+        found = self.decoder.ask(self.encode(seen, mode)[able], self.latent_turn(batch), asked,
+                                 self.bin_turn(batch)[bin_])
+        return found + chosen(self.beside(seen, mask, units)), chosen(batch.counts(self.bin_size))
+
+
+class ChunkAttention(nn.Module):
+    """`latents` learned queries look at the spikes of each chunk, and at a blank token, which an empty chunk has alone.
+
+    Against the blank, attention tells many spikes from few: a mean of values alone could not.
+    """
+
+    def __init__(self, dim: int, latents: int, chunk: float, *, t_min: float, dropout: float, head_dim: int = 32):
+        super().__init__()
+        self.chunk = chunk
+        self.attention = CrossAttention(dim, max(dim // head_dim, 1), head_dim=head_dim, dropout=0.0)
+        self.rotary = RotaryTime(head_dim // 4, t_min, 4 * chunk)
+        self.queries, self.blank = (nn.Parameter(torch.randn(n, dim) * 0.02) for n in (latents, 1))
+        self.ffn = FeedForward(dim, dropout)
+
+    def forward(self, batch: SpikeBatch, table: Tensor, rows: Tensor) -> Tensor:
+        """Latents [B, C, L, dim] of the spikes; `rows` [U] of the table [R, dim] are the units of `window_units`."""
+        chunks, spikes, own = batch.bins(self.chunk), batch.spikes(), self.attention
+        chunk = batch.spike_bins(self.chunk)
+        cell = spikes.windows * chunks + chunk                          # sorted, since spikes are in time order
+        size = torch.bincount(cell, minlength=len(batch) * chunks)
+        column = torch.arange(len(cell), device=cell.device) - (size.cumsum(0) - size)[cell]
+        index = cell.new_full((len(size), int(size.max()) + 1), len(cell))                  # the row of the blank
+        index[cell, column] = torch.arange(len(cell), device=cell.device)
+        there = index < len(cell)
+        there[:, -1] = True                                             # one blank; the others are padding
+
+        distinct, unit = rows.unique(return_inverse=True)               # projected once a unit, not once a spike
+        kv = own.to_kv(own.norm_context(torch.cat([table[distinct], self.blank]))).unflatten(-1, (2 * own.heads, -1))
+        which = torch.cat([unit[spikes.units], unit.new_full((1,), len(distinct))])
+        times = torch.cat([spikes.times - chunk * self.chunk, spikes.times.new_zeros(1)])
+        kv = rotate_(kv.index_select(0, which), self.rotary(times)[:, None])
+        k, v = kv.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2).chunk(2, dim=1)
+        q = own.to_q(own.norm(self.queries)).unflatten(-1, (own.heads, -1))
+        asked = self.rotary((torch.arange(len(q), device=q.device) + 0.5) * (self.chunk / len(q)))
+        q = rotate_(q, asked[:, None]).transpose(0, 1).expand(len(index), -1, -1, -1)
+        found = scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None])
+        x = self.queries + own.to_out(found.transpose(1, 2).flatten(2))
+        return (x + self.ffn(x)).unflatten(0, (len(batch), chunks))
+
+
+class Factorised(nn.Module):
+    """Each bin reads the latents once, whatever the number of units; a unit is a direction in what it finds."""
+
+    def __init__(self, dim: int, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, width) * 0.02)
+        self.read = CrossAttention(width, heads, head_dim=width // heads, dropout=0.0)
+        self.ffn, self.norm, self.dropout = FeedForward(width, dropout), nn.LayerNorm(width), nn.Dropout(dropout)
+        self.unit_norm, self.direction = nn.LayerNorm(dim), nn.Linear(dim, width)
+
+    def forward(self, latents: Tensor, turn: Tensor, units: Tensor, bins: Tensor) -> Tensor:
+        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs] → [B, N, T]."""
+        times = self.read(self.query.expand(len(latents), -1), bins.expand(len(latents), -1, -1), latents, turn)
+        times = self.dropout(self.norm(self.query + times + self.ffn(self.query + times)))
+        return self.direction(self.unit_norm(units)) @ times.transpose(1, 2) * times.shape[-1] ** -0.5
+
+
+class Queries(nn.Module):
+    """Each unit in each bin reads the latents for itself."""
+
+    def __init__(self, dim: int, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.unit = nn.Linear(dim, width)
+        self.read = CrossAttention(width, heads, head_dim=width // heads, dropout=0.0)
+        self.ffn, self.norm, self.out = FeedForward(width, dropout), nn.LayerNorm(width), nn.Linear(width, 1)
+
+    def forward(self, latents: Tensor, turn: Tensor, units: Tensor, bins: Tensor) -> Tensor:
+        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs] → [B, N, T]."""
+        some = max(PIECE // (len(latents) * len(bins)), 1)
+        asked = lambda rows: self.ask(latents, turn, rows.repeat_interleave(len(bins), 1),
+                                      bins.repeat(rows.shape[1], 1).expand(len(latents), -1, -1))
+        return torch.cat([asked(rows).unflatten(1, (-1, len(bins))) for rows in units.split(some, dim=1)], dim=1)
+
+    def ask(self, latents: Tensor, turn: Tensor, units: Tensor, bins: Tensor) -> Tensor:
+        """units [B, Q, dim] in bins [B, Q, pairs] → [B, Q]."""
+        asked = self.unit(units)
+        x = asked + self.read(asked, bins, latents, turn)
+        return self.out(self.norm(x + self.ffn(x)))[..., 0]
+
+
+DECODERS = {"factorised": Factorised, "queries": Queries}
+
+
+class OwnActivity(nn.Module):
+    """What a unit's visible counts around a bin say of it, by a weight for each width of the look around."""
+
+    WIDTHS = (0.03, 0.1, 0.3, 1.0)                                      # seconds
+
+    def __init__(self, dim: int, bin_size: float):
+        super().__init__()
+        self.bin_size = bin_size
+        self.norm, self.weigh = nn.LayerNorm(dim), nn.Linear(dim, len(self.WIDTHS))
+
+    def forward(self, counts: Tensor, visible: Tensor, level: Tensor, units: Tensor) -> Tensor:
+        """counts and visible [B, N, T], level [B, N, 1] log mean counts, units [B, N, dim] → [B, N, T]."""
+        bins = torch.arange(counts.shape[2], device=counts.device) * self.bin_size
+        far, mean = (bins - bins[:, None]).abs(), level.detach().exp()
+        z, visible = ((counts - mean) * (mean.clamp(min=1e-2) ** -0.5)).masked_fill(~visible, 0), visible.float()
+        total = counts.new_zeros(counts.shape)
+        weights = self.weigh(self.norm(units))
+        for width, weight in zip(self.WIDTHS, weights.unbind(-1), strict=True):
+            kernel = (-far / max(width, self.bin_size)).exp()
+            total = total + weight[..., None] * (z @ kernel / (visible @ kernel + 1))
+        return total
+
+
+def _whole(length: float, part: float, what: str) -> int:
+    number = round(length / part)
+    if number < 1 or abs(number * part - length) > 1e-6:
+        raise WorkbenchError(f"{what} of {length:g} s are no whole number of {part:g} s; choose others")
+    return number
