@@ -19,6 +19,7 @@ _PLACES = {
     "runs": "workbench.training.run",
     "adapt": "workbench.training.adaptation",
     "compare": "workbench.analysis.comparison",
+    "sweep": "workbench.training.sweep",
     "notebook": "workbench.display",
     "WorkbenchError": "workbench.errors",
 }

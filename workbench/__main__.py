@@ -1,4 +1,4 @@
-"""The command line: train, runs, prepare, serve. Each command is one call that a notebook can make too.
+"""The command line: train, sweep, runs, prepare, serve. Each command is one call that a notebook can make too.
 
     python -m workbench train RECIPE key=value … --run FOLDER
 """
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from workbench.training.recipe import Recipe
+    from workbench.training.sweep import available
     parser = argparse.ArgumentParser(
         prog="python -m workbench", description="Models of neural spikes, side by side, on your own recording.")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
@@ -69,6 +70,20 @@ def _parser() -> argparse.ArgumentParser:
                      "data=NAME_OR_PATH target=SERIES optim.lr=3e-4 budget.steps=500")
     own.add_argument("--run", metavar="FOLDER", help="where the run lives (default: a new folder under runs/)")
     own.add_argument("--detach", action="store_true", help="train in a process of its own and return at once")
+
+    own = command("sweep", sweep, "train a recipe with every combination of some settings, as an experiment says", f"""\
+        shipped experiments: {', '.join(available())}
+
+        examples:
+          python -m workbench sweep masking --run runs/masking
+          python -m workbench sweep masking data=my_session.nwb seed=1 budget.steps=2000
+
+        Ctrl-C saves a checkpoint. The same command on the same folder trains only what is not finished there.""")
+    own.add_argument("experiment", metavar="EXPERIMENT", help="a shipped experiment, or the path of a YAML file with "
+                     "recipe:, set: and grid:")
+    own.add_argument("settings", metavar="key=value", nargs="*", default=[], help="settings to change in every run, "
+                     "dotted; one that the experiment varies is fixed")
+    own.add_argument("--run", metavar="FOLDER", help="where the runs live (default: a new folder under runs/)")
 
     own = command("runs", list_runs, "list the runs in a folder")
     own.add_argument("folder", metavar="FOLDER", nargs="?", default="runs")
@@ -109,7 +124,24 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _again(args: argparse.Namespace, folder: str | Path) -> str:
-    return "python -m workbench train " + shlex.join([args.recipe, *args.settings, "--run", str(folder)])
+    what = getattr(args, "recipe", None) or args.experiment
+    return f"python -m workbench {args.name} " + shlex.join([what, *args.settings, "--run", str(folder)])
+
+
+def sweep(args: argparse.Namespace) -> int:
+    from workbench.training.group import Stopped
+    from workbench.training.launching import new_folder
+    from workbench.training.sweep import experiment, sweep
+    recipe, grid = experiment(args.experiment, args.settings)
+    folder = args.run or new_folder(Path(args.experiment).stem)
+    try:
+        table = sweep(recipe, grid, folder=folder)
+    except Stopped:
+        print(f"stopped with a checkpoint; go on with: {_again(args, folder)}")
+        return 130
+    print(table.to_string(na_rep="", float_format="{:.4g}".format))
+    print(f"folder: {Path(folder).resolve()}")
+    return int((table["state"] == "failed").any())
 
 
 def _table(run: Run) -> str:

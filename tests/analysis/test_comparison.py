@@ -7,9 +7,11 @@ import workbench
 from tests.models.small import SMALL
 from tests.models.test_models import tuned
 from workbench import models
-from workbench.analysis import comparison
-from workbench.analysis.comparison import CannotCompare, Stopped, compare, latency, load, plot
+from workbench.analysis.comparison import CannotCompare, compare, latency, load, plot
 from workbench.errors import UnknownName
+from workbench.training import trainer
+from workbench.training.group import OtherRuns, Stopped
+from workbench.training.launching import CannotStart
 from workbench.training.recipe import Recipe
 from workbench.training.run import Run, runs
 
@@ -57,19 +59,17 @@ def test_the_cost_of_a_new_session_is_told_where_a_model_can_meet_one(table):
 
 
 def test_called_again_nothing_is_trained_again_and_a_new_model_joins(table, folder, monkeypatch):
-    monkeypatch.setattr(comparison, "launch", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: pytest.fail("trained again"))
     ask = dict(target="vel", budget=24, adapt_to=OTHER, labels=10.0, adapt={"steps": 5}, folder=folder / "one")
     again = compare([recipe("gru"), "ridge"], SESSION, **ask)
     assert again.equals(table)
     monkeypatch.undo()
     longer = compare({"small": recipe("gru").with_(model={"dim": 8})}, SESSION, **ask)
     assert set(longer.index) == {*table.index, "small"} and longer.loc[table.index].equals(table)
-    assert load(folder / "one").equals(longer)
-    (folder / "one" / "rows" / "small.json").unlink()
+    assert load(folder / "one").equals(longer) and Run(folder / "one").state == "finished"
 
 
 def test_an_interrupted_comparison_goes_on(folder, monkeypatch):
-    from workbench.training import trainer
     place, beat = folder / "two", trainer.Reporter.__call__
 
     def stop_at_7(report, **fields):
@@ -83,10 +83,13 @@ def test_an_interrupted_comparison_goes_on(folder, monkeypatch):
         ask()
     monkeypatch.undo()
     assert load(place).index.tolist() == ["ridge"] and Run(place / "gru").status["step"] == 7
-    ridge = (place / "ridge" / "result.json").stat().st_mtime_ns
-    assert set(ask().index) == {"ridge", "gru"}
+    ridge, run = (place / "ridge" / "result.json").stat().st_mtime_ns, Run(place)
+    assert run.state == "stopped" and "comparison of 2 runs, 1 done" in repr(run)
+    assert run.resume(on="here").state == "finished" and set(run.result()["rows"]) == {"ridge", "gru"}
     assert (place / "ridge" / "result.json").stat().st_mtime_ns == ridge
     assert "resumed from the checkpoint of step 7" in Run(place / "gru").log()
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert ask().equals(run.scores()) and runs(folder).loc[str(place), "recipe"] == "comparison"
 
 
 def test_a_finished_run_joins_where_it_had_the_same_split_and_no_other(table, folder):
@@ -101,15 +104,16 @@ def test_a_model_that_cannot_be_trained_is_told_in_its_row_and_the_others_go_on(
     found = compare({"bad": recipe("gru").with_(model={"window": 0.4}), "ridge": "ridge"}, SESSION, target="vel",
                     budget=4, folder=folder / "five")
     assert "warm-up" in found.loc["bad", "error"] and found.loc["ridge", "r2"] <= 1
+    assert Run(folder / "five").state == "failed" and "bad, because" in Run(folder / "five").error
 
 
 def test_other_conditions_and_unknown_models_are_refused(table, folder):
-    with pytest.raises(CannotCompare, match="seed is 0 there and 1 here"):
+    with pytest.raises(OtherRuns, match="seed is 0 there and 1 here"):
         compare(["ridge"], SESSION, target="vel", budget=24, adapt_to=OTHER, labels=10.0, seed=1,
                 adapt={"steps": 5}, folder=folder / "one")
     with pytest.raises(CannotCompare, match="another session of the name 'here'"):
         compare(["ridge"], tuned("here", 5, seconds=40), target="vel", folder=folder / "one")
-    with pytest.raises(CannotCompare, match=r"has a row 'gru' of another model \(model.dim is 32 there and 16 here"):
+    with pytest.raises(CannotStart, match=r"gru holds a run of another recipe \(model.dim is 32 there and 16 here"):
         compare([recipe("gru").with_(model={"dim": 16})], SESSION, target="vel", budget=24, adapt_to=OTHER, labels=10.0,
                 adapt={"steps": 5}, folder=folder / "one")
     with pytest.raises(CannotCompare, match="two of the models are called 'gru'"):

@@ -22,7 +22,7 @@ from workbench.training.trainer import FolderInUse, train
 
 def die_at(recipe, folder, step, stage):
     def look(status):
-        if status["stage"] == stage and status.get("baseline_step" if "baseline" in stage else "step") == step:
+        if status["stage"] == stage and status.get("part_step" if "baseline" in stage else "step") == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train(recipe, folder, on_step=look)

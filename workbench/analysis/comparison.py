@@ -3,8 +3,9 @@
     models ─► a recipe each, on the same data, target, split, seed and budget ─► a Run each, in folder/<model>/
            ─► scores, parameters, time per step, latency, cost of a new session ─► folder/rows/<model>.json ─► table
 
-The folder is the comparison: called again with it, `compare` trains what is not trained yet, from the last checkpoint
-on, and measures what has no row. `workbench.runs(folder)` lists its runs, `load(folder)` gives the table as it is.
+The folder is the comparison, and a run of several (`workbench.training.group`): called again with it, `compare` trains
+what is not trained yet, from the last checkpoint on, and measures what has no row, and so does `Run(folder).resume()`.
+`Run(folder).scores()` is the table as far as it has come, `workbench.runs(folder)` lists the runs in it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from workbench import windows
 from workbench.catalog import open_recordings
 from workbench.errors import WorkbenchError
 from workbench.session import Session, overlap
-from workbench.training import storage
-from workbench.training.launching import launch, new_folder
+from workbench.training import group, storage
+from workbench.training.launching import new_folder
 from workbench.training.recipe import Recipe
 from workbench.training.run import Run
 
@@ -38,10 +39,6 @@ EVERY = 0.05                                                            # second
 
 class CannotCompare(WorkbenchError, ValueError):
     """Models that were not, or could not be, measured under the same conditions."""
-
-
-class Stopped(WorkbenchError):
-    """The comparison was interrupted; what it has done is kept."""
 
 
 def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Path | Recipe | Run],
@@ -63,7 +60,7 @@ def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Pat
     r2 (windows averaged) and r2_causal: held-out R². bits_per_spike: co-smoothing, of models that reconstruct.
     latency_ms: a prediction every 50 ms on one core: of a model that streams its next step, else a whole window.
     step_ms, train_s: of this machine, as busy as it was. A model that cannot be trained keeps its error as its row.
-    Raises CannotCompare for a folder, or a run, of other conditions; Stopped after an interrupt.
+    Raises CannotCompare for a run, OtherRuns for a folder of other conditions, Stopped after an interrupt.
     """
     folder = Path(folder).expanduser() if folder is not None else new_folder("compare")
     data, new = _kept(sessions, folder), None if adapt_to is None else _kept(adapt_to, folder)
@@ -71,34 +68,19 @@ def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Pat
     if isinstance(budget, int):                                         # eight looks, whatever a recipe's own rhythm
         budget = {"steps": budget, "eval_every": max(budget // 8, 1)}
     asked = {label: _recipe_or_run(what, same, budget) for label, what in _labelled(models).items()}
-    _agree(folder, storage.as_json({**same, "budget": budget, "adapt_to": new, "labels": labels,
-                                     "adapt": dict(adapt or {})}))
-    for label, what in asked.items():
-        if _has_row(folder, label, what):
-            continue
-        failed = folder / "rows" / f"{label}.failed.json"
-        try:
-            run = what if isinstance(what, Run) else launch(what, on="here", run=folder / label)
-            if run.state != "finished":
-                raise Stopped(f"the comparison stopped while {label!r} was {run.state}; the same call with folder="
-                              f"{str(folder)!r} goes on from there")
-            row = _measure(run, open_recordings(data), same)
-            if new is not None:
-                row |= _adaptation(run, open_recordings(new)[0], same, labels, dict(adapt or {}))
-        except (Stopped, CannotCompare):
-            raise
-        except WorkbenchError as error:                                 # told, and tried again next time
-            storage.write_json(failed, {"error": str(error)})
-            continue
-        storage.write_json(folder / "rows" / f"{label}.json", row)
-        failed.unlink(missing_ok=True)
+    for what in asked.values():
+        if isinstance(what, Run):
+            _check_run(what, open_recordings(data), same)
+    runs = {label: {"run": str(what.path)} if isinstance(what, Run) else
+            {"recipe": what.anchored().model_dump(mode="json")} for label, what in asked.items()}
+    conditions = {**same, "budget": budget, "adapt_to": new, "labels": labels, "adapt": dict(adapt or {})}
+    group.carry_out(group.join(folder, "comparison", runs, conditions))
     return load(folder)
 
 
 def load(folder: str | Path) -> pd.DataFrame:
     """The table of a comparison as far as it has come, the best R² first."""
-    files = sorted(Path(folder).expanduser().glob("rows/*.json"))
-    rows = {path.name.removesuffix(".json").removesuffix(".failed"): storage.read_json(path) for path in files}
+    rows = {label: row for label, row in group.Group(folder).rows().items() if row}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).rename_axis("model")
     table = table.astype({c: float for c in COLUMNS if c not in ("adapt_how", "run", "error")})
     table = table.sort_values(["r2", "bits_per_spike"], ascending=False, kind="stable")
@@ -147,33 +129,39 @@ def latency(model, session: Session, *, number: int = 40) -> float:
     return 1000 * float(np.median(spent[number // 4:]))                # the first ones warm up
 
 
-def _measure(run: Run, sessions: Sequence[Session], same: dict) -> dict[str, Any]:
-    """One row of the table."""
-    result, target = run.result(), same["target"]
+def row(run: Run, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What one model's row says of its finished run, under the conditions of the plan."""
+    conditions, result, metrics = plan["conditions"], run.result(), run.metrics()
     protocol = result["protocol"]
+    scores = result["scores"].get(protocol["target"], {})
+    row = {"r2": scores.get("r2"), "r2_causal": scores.get("r2_causal"),
+           "bits_per_spike": result["scores"].get("spikes", {}).get("bits_per_spike"),
+           "parameters": protocol["parameters"], "steps": protocol["steps"], "train_s": protocol["wall_s"],
+           "step_ms": 1000 * metrics["seconds"].diff().median() if "seconds" in metrics else None,
+           "latency_ms": latency(run.model(), open_recordings(conditions["data"])[0]), "run": str(run.path)}
+    return row | (_adaptation(run, conditions) if conditions["adapt_to"] else {})
+
+
+def _check_run(run: Run, sessions: Sequence[Session], same: dict) -> None:
+    """A run from elsewhere belongs into the table if it was trained and scored on the very same."""
+    protocol, target = run.result()["protocol"], same["target"]
     parts = {s.id: {k: v.round(6) for k, v in windows.split(s, **same["split"]).items()} for s in sessions}
     if protocol["split"] != storage.as_json(parts) or (target and protocol["target"] not in (None, target)):
         raise CannotCompare(f"{run.path} was trained or scored on another split, recording or target than this "
                             "comparison's; train it anew (give its recipe), or compare it elsewhere")
-    metrics = run.metrics()
-    scores = result["scores"].get(protocol["target"], {})
-    return {"r2": scores.get("r2"), "r2_causal": scores.get("r2_causal"),
-            "bits_per_spike": result["scores"].get("spikes", {}).get("bits_per_spike"),
-            "parameters": protocol["parameters"], "steps": protocol["steps"], "train_s": protocol["wall_s"],
-            "step_ms": 1000 * metrics["seconds"].diff().median() if "seconds" in metrics else None,
-            "latency_ms": latency(run.model(), sessions[0]), "run": str(run.path)}
 
 
-def _adaptation(run: Run, session: Session, same: dict, labels: float, settings: dict[str, Any]) -> dict[str, Any]:
+def _adaptation(run: Run, conditions: Mapping[str, Any]) -> dict[str, Any]:
     """What a new session costs, by the way that this model has, and what it is worth there."""
     from workbench.analysis.decoding import score
     from workbench.training.adaptation import CannotAdapt, adapt
-    model, parts = run.model().to(_device(run)), windows.split(session, **same["split"])
+    session, model = open_recordings(conditions["adapt_to"])[0], run.model().to(_device(run))
+    parts = windows.split(session, **conditions["split"])
     begin = parts["train"][0, 0]
-    known = overlap(parts["train"], np.array([[begin, begin + labels]]))
+    known = overlap(parts["train"], np.array([[begin, begin + conditions["labels"]]]))
+    how = {"how": "identity" if hasattr(model, "identify") else "identify", **conditions["adapt"]}
     try:
-        found = adapt(model, session, **{"how": "identity" if hasattr(model, "identify") else "identify", **settings},
-                      intervals=known)
+        found = adapt(model, session, **how, intervals=known)
     except WorkbenchError as error:
         return {"adapt_how": "none" if isinstance(error, CannotAdapt) else f"failed: {error}"}
     worth = score(model, [session], [parts["test"]], model.target)["r2"] if model.decodes else None
@@ -185,19 +173,6 @@ def _device(run: Run) -> str:
     import torch
     device = run.result()["protocol"]["machine"]["device"]
     return device if device != "cuda" or torch.cuda.is_available() else "cpu"
-
-
-def _has_row(folder: Path, label: str, what: Recipe | Run) -> bool:
-    """Whether this very model was measured before. CannotCompare where the label is another model's."""
-    row = storage.read_json(folder / "rows" / f"{label}.json")
-    if row is None:
-        return False
-    other = {} if isinstance(what, Run) else Run(row["run"]).recipe.diff(what.anchored())
-    if other or (isinstance(what, Run) and str(what.path) != row["run"]):
-        key, (there, here) = next(iter(other.items()), ("run", (row["run"], str(getattr(what, "path", "")))))
-        raise CannotCompare(f"{folder} has a row {label!r} of another model ({key} is {there!r} there and {here!r} "
-                            "here); give this one another name: {name: model, …}")
-    return True
 
 
 def _labelled(models: Sequence | Mapping) -> dict[str, Any]:
@@ -247,19 +222,6 @@ def _kept(sessions: Any, folder: Path) -> list[str]:
             path = Path(one).expanduser()
             kept.append(str(path.resolve()) if path.exists() else str(one))
     return kept
-
-
-def _agree(folder: Path, conditions: dict[str, Any]) -> None:
-    """One folder, one set of conditions: rows measured under others do not belong into one table."""
-    place = folder / "comparison.json"
-    there = storage.read_json(place)
-    if there is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.write_json(place, conditions)
-    elif other := [key for key in conditions if there.get(key) != conditions[key]]:
-        key = other[0]
-        raise CannotCompare(f"{folder} compares under other conditions ({key} is {there.get(key)!r} there and "
-                            f"{conditions[key]!r} here); choose another folder")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The run monitor: one training run while it goes on, or as it ended. It reads the run's folder and nothing else.
 
     metrics.jsonl, from the byte last read → curves;  status.json → state, progress, throughput;  Stop → a file STOP
+    of several runs as one (a comparison, a sweep): the table as far as it has come, and each of them to choose
 
 The last line of a cell is `run.watch()`; served, `?run=FOLDER` chooses the run. It works on a run of another kernel,
 of another machine that shares the folder, or of last year. In a notebook it looks from a thread, because a cell that
@@ -23,6 +24,7 @@ from bokeh.plotting import figure
 from workbench.display import Dashboard, Text, alert, in_kernel, page
 from workbench.errors import WorkbenchError
 from workbench.training import storage
+from workbench.training.group import Group
 from workbench.training.run import ENDED, Run, newest_rows, runs
 
 PATIENCE = 3                                                            # looks until a silent browser is helped
@@ -42,10 +44,12 @@ class RunMonitor(Dashboard):
 
     def __init__(self, run: str | Path | None = None, *, folder: str | Path = "runs", **params):
         super().__init__(**params)
-        known = [str(Run(p).path) for p in runs(folder).index]
-        first = str(Run(run).path) if run is not None else next(iter(known), None)
-        self.param.run.objects = list(dict.fromkeys([*([first] if first else []), *known]))
-        self._choose, self._folder = run is None and bool(known), Path(folder).expanduser().resolve()
+        known = [place for p in runs(folder).index for place in _with_members(p)]
+        asked = _with_members(run) if run is not None else []
+        first = next(iter([*asked, *known]), None)
+        self.param.run.objects = list(dict.fromkeys([*asked, *known]))
+        self._choose = len(asked) > 1 or (run is None and bool(known))
+        self._folder = Path(folder).expanduser().resolve()
         self._curve = ColumnDataSource({"step": [], "loss": [], "smooth": []})
         self._valid = ColumnDataSource({"step": [], "valid": []})
         self._head = Text(sizing_mode="stretch_width")
@@ -113,7 +117,7 @@ class RunMonitor(Dashboard):
                 self._scale(run.status.get("valid_name"), valid["valid"])
         self._curves.visible = bool(self._rows)
         self._baselines(run)
-        self._say(run)
+        self._say_table(run) if isinstance(run, Group) else self._say(run)
 
     def _scale(self, name: str | None, values: pd.Series) -> None:
         """The axis of what validation measures: R² up to 1, the dashed lines on it too; a loss wherever it is."""
@@ -158,15 +162,31 @@ class RunMonitor(Dashboard):
             facts.append(f"best validation {status['valid_name']} {status['valid']:.3f}")
         facts += [f"<span style='color:{COLORS.get(n, '#cc79a7')}'>held-out R² of {html.escape(n)} {r2:.3f}</span>"
                   for n, r2 in self._dashed.items()]
-        if run.error:
-            facts.append(f"<span style='color:#b00020'>{html.escape(run.error)}</span>")
         resolved = storage.read_json(run.path / "resolved.json") or {}
         simulated = " <b>simulated data</b>" if any(r["simulated"] for r in resolved.get("recordings", [])) else ""
+        self._show(run, state, facts, step / steps, simulated)
+
+    def _say_table(self, run: Group) -> None:
+        """Of several runs as one: how many are done, and their table."""
+        status, state, table = run.status, run.state, run.scores().dropna(axis=1, how="all")
+        of = len(run.plan["runs"])
+        done = of - len(run.left)
+        facts = [f"{run.plan['kind']} of {of} runs, {done} done"]
+        if state in ("running", "queued"):
+            facts.append(html.escape(status.get("stage", "starting")))
+        shown = table.to_html(na_rep="", float_format="{:.4g}".format, border=0)
+        self._show(run, state, facts, done / of, below=f"<div style='overflow-x:auto'>{shown}</div>")
+
+    def _show(self, run: Run, state: str, facts: list[str], share: float, beside: str = "", below: str = "") -> None:
+        """The head, the progress and the buttons."""
+        if run.error:
+            facts.append(f"<span style='color:#b00020'>{html.escape(run.error)}</span>")
         badge = f"<b style='color:{STATES.get(state, '#b00020')}'>{state}</b>"
-        self._head.object = f"{badge} <code>{html.escape(str(run.path))}</code>{simulated}<br>" + " · ".join(facts)
+        self._head.object = (f"{badge} <code>{html.escape(str(run.path))}</code>{beside}<br>" + " · ".join(facts) +
+                             below)
         alive = state in ("running", "queued")
-        self._progress.value = round(100 * min(step / steps, 1))
-        self._progress.param.update(active=state == "running", visible=alive or step > 0)
+        self._progress.value = round(100 * min(share, 1))
+        self._progress.param.update(active=state == "running", visible=alive or share > 0)
         self._stop.visible, self._resume.visible = alive, not alive and state != "finished"
 
     def _act(self, verb: str) -> None:
@@ -227,6 +247,12 @@ class RunMonitor(Dashboard):
         self._on_show = True
         self._tick()
         return self._view
+
+
+def _with_members(path: str | Path) -> list[str]:
+    """The run's folder and, of several runs as one, those of the runs in it."""
+    run = Run(path)
+    return [str(run.path), *(str(one.path) for one in getattr(run, "runs", {}).values())]
 
 
 def app() -> pn.viewable.Viewable:

@@ -1,4 +1,4 @@
-"""The process that `launch` starts: `python -m workbench.training FOLDER` trains the recipe in the folder."""
+"""The process that `launch` starts: `python -m workbench.training FOLDER` trains what the folder holds."""
 
 import sys
 
@@ -8,9 +8,9 @@ from workbench.training.run import Run
 if __name__ == "__main__":
     run = Run(sys.argv[1])
     with interrupt_stops(run):
-        from workbench.training.trainer import FolderInUse, train
+        from workbench.training.trainer import FolderInUse
         try:
-            train(run.recipe, run.path)
+            run.train()
         except FolderInUse as error:
             sys.exit(str(error))
         except Exception:                                               # told in status.json and log.txt

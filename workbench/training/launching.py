@@ -44,9 +44,17 @@ def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | Non
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).anchored()
     _starter(on)
     folder = Path(run).expanduser() if run is not None else new_folder(recipe.name)
+    admit(recipe, folder)
+    if not (folder / "recipe.yaml").is_file():
+        recipe.save(folder / "recipe.yaml")
+    return Run(folder).resume(on)
+
+
+def admit(recipe: Recipe, folder: Path) -> None:
+    """Make sure that a run of the recipe can live in the folder: a new one, an empty one, or the same recipe's."""
+    from workbench.training.run import Run
     if (folder / "recipe.yaml").is_file():
-        there = Recipe.load(folder / "recipe.yaml")
-        other = there.diff(recipe)
+        other = Recipe.load(folder / "recipe.yaml").diff(recipe)
         if other and _untouched(Run(folder)):                           # a mistake in the recipe, corrected
             for leftover in ("resolved.json", "status.json", "process.json", "metrics.jsonl"):
                 (folder / leftover).unlink(missing_ok=True)
@@ -57,9 +65,6 @@ def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | Non
             raise CannotStart(f"{folder} holds a run of another recipe ({listed}{more}); choose another folder")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CannotStart(f"{folder} is there and holds no run; choose an empty or a new folder")
-    else:
-        recipe.save(folder / "recipe.yaml")
-    return Run(folder).resume(on)
 
 
 def _untouched(run: Run) -> bool:
@@ -92,14 +97,12 @@ def new_folder(name: str, under: str | Path = "runs") -> Path:
 
 def _here(run: Run) -> None:
     """In this process, under a progress bar."""
-    from workbench.training.trainer import train
     notebook = "ipykernel" in sys.modules
     shown = _bar if sys.stderr.isatty() or notebook else _lines
     if not notebook and run.state != "finished":
-        print(f"training {run.recipe.name} in {run.path}: Ctrl-C saves a checkpoint, the same command goes on",
-              file=sys.stderr)
+        print(f"training in {run.path}: Ctrl-C saves a checkpoint, the same command goes on", file=sys.stderr)
     with interrupt_stops(run), shown() as show:
-        train(run.recipe, run.path, on_step=show)
+        run.train(on_step=show)
 
 
 # The process in the middle leaves at once, so that the run is nobody's child: kernels end their children with them.
@@ -196,12 +199,12 @@ def _lines() -> Iterator[Any]:
 
 def _progress(status: dict[str, Any]) -> tuple[str, int | None, int | None]:
     stage = status.get("stage", "")
-    kind = "baseline_" if stage.startswith("baseline") else ""
+    kind = "part_" if ": " in stage else ""                             # of a baseline, or of one run of several
     return stage, status.get(f"{kind}step"), status.get(f"{kind}steps")
 
 
 def _scores(status: dict[str, Any]) -> str:
-    if status.get("stage", "").startswith("baseline"):                  # the loss is the main model's
+    if ": " in status.get("stage", ""):                                 # the loss is not that part's
         return ""
     shown = {"loss": status.get("loss"), f"validation {status.get('valid_name')}": status.get("valid")}
     return "".join(f", {name} {value:.3g}" for name, value in shown.items() if value is not None)

@@ -167,13 +167,7 @@ class Recipe(_Part):
 
     @classmethod
     def _read(cls, path: Path) -> Recipe:
-        try:
-            settings = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadRecipe(f"{path} is not YAML ({' '.join(str(error).split())}); mend that line") from None
-        if not isinstance(settings, dict):
-            raise BadRecipe(f"{path} holds no recipe; write settings as 'key: value' lines")
-        return cls(**{"name": path.stem, **{str(k): v for k, v in settings.items()}})
+        return cls(**{"name": path.stem, **read_yaml(path)})
 
     def save(self, path: str | Path) -> Path:
         """Write the recipe as YAML, in one step."""
@@ -197,11 +191,20 @@ class Recipe(_Part):
             key, equals, value = text.partition("=")
             if not equals or not key:
                 raise BadRecipe(f"{text!r} is no setting; write key=value, as in optim.lr=3e-4")
-            nested: Any = _value(key, value)
-            for part in reversed(key.strip().split(".")):
-                nested = {part: nested}
-            changes = _merge(changes, nested)
+            changes = _merge(changes, _nested(key.strip(), _value(key, value)))
         return self.with_(**changes)
+
+    def vary(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with settings by their dotted keys. Unlike in `with_`, a mapping replaces the one before.
+
+        >>> recipe.vary({"optim.lr": 3e-4, "model.modes": {"neuron": 1.0}})
+        """
+        recipe = self
+        for key in sorted(settings, key=lambda key: key != "model.name"):     # settings of one mean nothing to another
+            if isinstance(settings[key], Mapping) and "." in key:
+                recipe = recipe.with_(**_nested(key, {}))
+            recipe = recipe.with_(**_nested(key, settings[key]))
+        return recipe
 
     def diff(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """The settings that differ: dotted key → (here, there)."""
@@ -224,6 +227,17 @@ class Recipe(_Part):
         return self.yaml()
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file. BadRecipe where it is none."""
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadRecipe(f"{path} is not YAML ({' '.join(str(error).split())}); mend that line") from None
+    if not isinstance(settings, dict):
+        raise BadRecipe(f"{path} holds no settings; write them as 'key: value' lines")
+    return {str(key): value for key, value in settings.items()}
+
+
 class _Yaml(yaml.SafeLoader):
     """YAML that reads 1e-3 as the number it is; YAML 1.1 takes it for text."""
 
@@ -239,6 +253,13 @@ def _value(key: str, text: str) -> Any:
         value = text
     # A recording may be called 000140, which YAML takes for the number 96.
     return text if key in ("name", "data", "target") and not isinstance(value, str | list | None) else value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """"optim.lr", 1e-3 → {"optim": {"lr": 1e-3}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

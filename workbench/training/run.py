@@ -12,6 +12,7 @@ from __future__ import annotations
 import html
 import socket
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,13 +47,23 @@ class RunFailed(WorkbenchError, RuntimeError):
 
 
 class Run:
-    """A training run, from anywhere. `path`: its folder. Raises NoRun where there is none."""
+    """A training run, from anywhere. `path`: its folder. Raises NoRun where there is none.
+
+    A folder of several runs (a comparison, a sweep) is a run too, a `workbench.training.group.Group`.
+    """
+
+    HOLDS = "recipe.yaml"                                               # the file that makes a folder a run
+
+    def __new__(cls, path: str | Path) -> Run:
+        from workbench.training.group import Group
+        several = (Path(path).expanduser() / Group.HOLDS).is_file()
+        return super().__new__(Group if several else cls)
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().resolve()
-        if not (self.path / "recipe.yaml").is_file():
-            raise NoRun(f"there is no run at {path} (no recipe.yaml in it); workbench.runs(folder) lists the runs in a "
-                        "folder")
+        if not (self.path / self.HOLDS).is_file():
+            raise NoRun(f"there is no run at {path} (no {self.HOLDS} in it); workbench.runs(folder) lists the runs in "
+                        "a folder")
 
     @property
     def recipe(self) -> Recipe:
@@ -79,12 +90,18 @@ class Run:
         return self._locked() or (self.status["state"] == "queued" and self._started())
 
     @property
+    def started(self) -> datetime | None:
+        """When it was started first."""
+        at = self.status.get("started")
+        return at and datetime.fromtimestamp(at).replace(microsecond=0)
+
+    @property
     def error(self) -> str:
         """Why the run failed, in a sentence; empty where it did not."""
         state, status = self.state, self.status
         if state == "lost":
-            return (f"{self.path} was killed without a word at step {status.get('step', 0)}; run.resume() goes on from "
-                    "its newest checkpoint")
+            at = f" at step {status['step']}" if "step" in status else ""
+            return f"{self.path} was killed without a word{at}; run.resume() goes on from its newest checkpoint"
         if state != "failed":
             return ""
         if status["state"] == "queued":
@@ -162,6 +179,11 @@ class Run:
             storage.write(self.path / "STOP", b"")
         return self
 
+    def train(self, on_step: Callable[[dict], None] | None = None) -> str:
+        """Train in this process, silently, until the end or a STOP; returns the state. See `resume`."""
+        from workbench.training.trainer import train
+        return train(self.recipe, self.path, on_step=on_step)
+
     def resume(self, on: str = "local") -> Run:
         """Go on from the newest checkpoint, as if the run had never stopped. A finished run stays as it is."""
         return self if self.state == "finished" else start(self, on)
@@ -220,9 +242,7 @@ class Run:
                 "data": ", ".join(Path(d).name for d in data), "target": target, "step": status.get("step"),
                 "steps": status.get("steps"), "valid": status.get("valid"),
                 "valid_name": status.get("valid_name"), "test_r2": scores.get(target, {}).get("r2"),
-                "test_bits": scores.get("spikes", {}).get("bits_per_spike"),
-                "started": datetime.fromtimestamp(status["started"]).replace(microsecond=0)
-                if "started" in status else None}
+                "test_bits": scores.get("spikes", {}).get("bits_per_spike"), "started": self.started}
 
     def __repr__(self) -> str:
         facts = self._facts()
@@ -252,8 +272,12 @@ def newest_rows(rows: list[dict]) -> pd.DataFrame:
 
 
 def runs(folder: str | Path = "runs") -> pd.DataFrame:
-    """The runs in a folder, newest first: one row a run, its path as the index. `Run(path)` opens one."""
-    found = {str(p.parent): _facts_or_why_not(p.parent) for p in Path(folder).glob("*/recipe.yaml")}
+    """The runs in a folder, newest first: one row a run, its path as the index. `Run(path)` opens one.
+
+    A comparison or a sweep is one row; `runs` of its folder lists the runs in it.
+    """
+    found = {str(p.parent): _facts_or_why_not(p.parent)
+             for name in ("recipe.yaml", "plan.json") for p in Path(folder).glob(f"*/{name}")}
     columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid", "valid_name", "test_r2",
                "test_bits", "started", "error"]
     table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("run")
@@ -265,4 +289,4 @@ def _facts_or_why_not(folder: Path) -> dict[str, Any]:
     try:
         return Run(folder)._facts()
     except WorkbenchError as error:                                     # one bad folder must not hide the others
-        return {"state": "unreadable", "error": f"{folder / 'recipe.yaml'}: {error}"}
+        return {"state": "unreadable", "error": f"{folder}: {error}"}

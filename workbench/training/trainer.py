@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None]
     It stops, with a checkpoint, as soon as a file STOP is in the folder (or one of `stop_files` is there).
     `on_step` gets the content of status.json at every step. Raises FolderInUse, and whatever training raises.
     """
+    return keep(folder, partial(_run, recipe), on_step=on_step, stop_files=stop_files)
+
+
+def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], dict], *,
+         on_step: Callable[[dict], None] | None = None, stop_files: tuple[Path, ...] = ()) -> str:
+    """Do a run's `work`(folder, report, stop_files) as the folder's one writer; what it returns is the result.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stop_files = (*stop_files, folder / "STOP")
@@ -87,7 +94,7 @@ def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None]
     try:
         report = Reporter(folder, on_step)
         try:
-            result = _run(recipe, folder, report, stop_files)
+            result = work(folder, report, stop_files)
             storage.write_json(folder / "result.json", result)
             report.log("finished")
             report(state="finished", stage="finished")
@@ -119,8 +126,9 @@ def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path,
     for name in recipe.baselines:
         place = folder / "baselines" / name
         try:
-            done = (place / "result.json").exists() or \
-                train(recipe.baseline(name), place, on_step=_relay(name, report), stop_files=stop_files) == "finished"
+            done = (place / "result.json").exists() or train(
+                recipe.baseline(name), place, on_step=relay(f"baseline {name}", report),
+                stop_files=stop_files) == "finished"
         except FolderInUse:
             raise
         except WorkbenchError as error:                                 # the model's own result stands without it
@@ -133,11 +141,12 @@ def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path,
     return {"scores": own["scores"], "baselines": baselines, "protocol": own["protocol"]}
 
 
-def _relay(name: str, report: Reporter) -> Callable[[dict], None]:
-    """A baseline's steps, told as its parent's: the parent's heart beats while its baselines train."""
+def relay(part: str, report: Reporter) -> Callable[[dict], None]:
+    """The steps of one part of a run, told as the run's own: its heart beats while a baseline trains."""
     def tell(status: dict) -> None:
-        stage = {"stage": f"baseline {name}: {status['stage']}"}
-        report(baseline_step=status.get("step"), baseline_steps=status.get("steps"),
+        stage = {"stage": f"{part}: {status['stage']}"}
+        report(part_step=status.get("part_step", status.get("step")),
+               part_steps=status.get("part_steps", status.get("steps")),
                **(stage if stage["stage"] != report.status["stage"] else {}))
     return tell
 
