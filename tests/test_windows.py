@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.test_batch import recording
 from workbench.errors import BadRecording, UnknownName
+from workbench.session import overlap
 from workbench.windows import RandomWindows, aligned, sliding, split
 
 
@@ -49,6 +50,26 @@ def test_overlapping_trials_are_kept_whole_and_trials_as_long_as_a_part_are_cut(
 def test_impossible_splits_are_refused():
     with pytest.raises(BadRecording, match="leaves nothing to train on"):
         split(recording("a", 4, 100), test=0.6, valid=0.5)
+
+
+@pytest.mark.parametrize("by", ["time", "trial"])
+def test_less_training_time_is_a_part_of_more_and_moves_no_other_part(by):
+    session = recording("a", 4, 100, seconds=100.0)
+    trials = pd.DataFrame({"start": np.arange(90.0), "stop": np.arange(90.0) + 0.8})
+    session = replace(session, trials=trials, intervals=np.array([[0.0, 30.0], [40.0, 100.0]]))
+    whole = split(session, by=by)
+    length = lambda part: float(np.diff(part).sum())
+    before = whole
+    for share in (0.7, 0.4, 0.1):
+        parts = split(session, by=by, train=share)
+        assert length(parts["train"]) == pytest.approx(share * length(whole["train"]), abs=3)
+        assert length(overlap(parts["train"], before["train"])) == pytest.approx(length(parts["train"]))
+        assert all(np.array_equal(parts[name], whole[name]) for name in ("valid", "test"))
+        before = parts
+    if by == "time":                                                    # what is nearest to the held-out time stays
+        assert before["train"][-1, 1] == whole["train"][-1, 1]
+    with pytest.raises(BadRecording, match="give a share above 0"):
+        split(session, by=by, train=0.0)
 
 
 def windows(seed=0):

@@ -15,21 +15,26 @@ from workbench.errors import BadRecording, UnknownName
 from workbench.session import Session, overlap
 
 
-def split(session: Session, test: float = 0.2, valid: float = 0.1, *, by: str = "time",
-          seed: int = 0) -> dict[str, np.ndarray]:
+def split(session: Session, test: float = 0.2, valid: float = 0.1, *, by: str = "time", seed: int = 0,
+          train: float = 1.0) -> dict[str, np.ndarray]:
     """{"train", "valid", "test"}: intervals [n, 2] in seconds, of which no two share any time, or any part of a trial.
 
     by "time": the last share `test` of the valid time, `valid` before it, the rest for training; a cut inside a trial
     moves to its start (trials as long as a whole part are cut). Neighbouring windows share slow drift, so this is the
     honest default for what will be used later than it was trained.
     by "trial": whole trials drawn at random from `seed`. Time outside trials is in no part.
+    train: the share of the training part that is used, its latest time or its first-drawn trials; more holds less.
     """
+    if not 0 < train <= 1:
+        raise BadRecording(f"{train:g} of the training part cannot be used; give a share above 0 and up to 1")
     if test < 0 or valid < 0 or test + valid >= 1:
         raise BadRecording(f"a split of {valid:g} valid and {test:g} test leaves nothing to train on; give shares "
                            "whose sum is under 1")
     if by not in ("time", "trial"):
         raise UnknownName("split", by, ("time", "trial"), where="the ways to split")
-    parts = _by_time(session, test, valid) if by == "time" else _by_trial(session, test, valid, seed)
+    parts = _by_time(session, test, valid) if by == "time" else _by_trial(session, test, valid, seed, train)
+    if by == "time" and train < 1:
+        parts["train"] = _latest(parts["train"], train)
     for name, share in (("train", 1), ("valid", valid), ("test", test)):
         if share and not len(parts[name]):
             raise BadRecording(f"{session.id}: no recording is left for the {name} part, since no cut may go through a "
@@ -63,7 +68,15 @@ def _cut(session: Session, share: float, shortest: float) -> float:
     return cut
 
 
-def _by_trial(session: Session, test: float, valid: float, seed: int) -> dict[str, np.ndarray]:
+def _latest(intervals: np.ndarray, share: float) -> np.ndarray:
+    """The last share of the time in sorted intervals [n, 2]."""
+    ends = np.cumsum(np.diff(intervals)[:, 0])
+    spare = (1 - share) * ends[-1]
+    i = int(np.searchsorted(ends, spare, side="right"))
+    return np.concatenate([[[intervals[i, 1] - (ends[i] - spare), intervals[i, 1]]], intervals[i + 1:]])
+
+
+def _by_trial(session: Session, test: float, valid: float, seed: int, train: float) -> dict[str, np.ndarray]:
     trials = session.trials[["start", "stop"]].to_numpy(float)
     trials = trials[np.argsort(trials[:, 0], kind="stable")]
     trials = trials[trials[:, 1] > trials[:, 0]]
@@ -73,7 +86,9 @@ def _by_trial(session: Session, test: float, valid: float, seed: int) -> dict[st
     groups = int(group[-1]) + 1 if len(trials) else 0
     order = np.random.default_rng([seed, groups]).permutation(groups)
     tests, valids = round(test * groups), round(valid * groups)
-    drawn = {"test": order[:tests], "valid": order[tests:tests + valids], "train": order[tests + valids:]}
+    trains = max(round(train * (groups - tests - valids)), 1)
+    drawn = {"test": order[:tests], "valid": order[tests:tests + valids],
+             "train": order[tests + valids:tests + valids + trains]}
     parts = {}
     for name in ("train", "valid", "test"):
         rows = trials[np.isin(group, drawn[name])]

@@ -58,6 +58,7 @@ class Split(_Part):
     valid: Annotated[float, Field(gt=0, lt=1)] = 0.1
     by: Literal["time", "trial"] = "time"
     seed: Annotated[int, Field(ge=0)] = 0                               # of the draw of trials
+    train: Annotated[float, Field(gt=0, le=1)] = 1.0                    # share of the rest that is used, see `split`
 
 
 class Batch(_Part):
