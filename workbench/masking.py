@@ -128,7 +128,8 @@ def _by_region(mode: str, unit_mask: Tensor, ratio: float, regions: Tensor | Non
 def two_regions(unit_mask: Tensor, regions: Tensor) -> Tensor:
     """Which windows [B] hold units of two known regions."""
     known = regions.masked_fill(~unit_mask, -1) + 1                     # column 0 takes those of none
-    return unit_mask.new_zeros(len(regions), int(known.max()) + 1).scatter(1, known, True)[:, 1:].sum(1) > 1
+    room = int(known.max()) + 1 if known.numel() else 1
+    return unit_mask.new_zeros(len(regions), room).scatter(1, known, True)[:, 1:].sum(1) > 1
 
 
 def corrupt(counts: Tensor, hidden: Tensor, *, silent: float = 1.0, random: float = 0.0) -> Tensor:

@@ -153,15 +153,14 @@ def test_sessions_without_two_regions_leave_the_region_schemes_out():
 def test_regions_of_new_sessions_are_learned_and_kept(tmp_path):
     new = replace(toy("new", 6, 5), units=toy("new", 6, 5).units.assign(region=["AIP", "M1", "unknown"] * 2))
     model = small()
-    before = model.region.clone()
+    assert model.regions.all == ["M1", "PMd"]
     model.extend([new])
-    assert model.region[:len(before)].unique().numel() == 3             # M1, PMd, and none for row 0
-    numbers = model.region[model.read_out.units.rows([f"new/u{i}" for i in range(6)])]
-    assert numbers[1] == model.region[model.read_out.units.rows(["a/u0"])] and numbers[0] == numbers[3] != numbers[1]
-    assert numbers[2] == numbers[5] == -1
+    assert model.regions.all == ["AIP", "M1", "PMd"]
+    numbers = model.regions.numbers(Reader([new]).read([0], [1.0], 1.0))[0]
+    assert numbers.tolist() == [0, 1, -1, 0, 1, -1]
     model.save_pretrained(tmp_path)
     again = models.load(tmp_path).eval()
-    assert torch.equal(again.region, model.region)
+    assert again.regions.names == model.regions.names
     batch = Reader([new]).read([0], [1.0], 1.0)
     assert torch.equal(model(batch).log_rates, again(batch).log_rates)
 

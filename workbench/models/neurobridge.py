@@ -67,7 +67,8 @@ class NeuroBridge(SpikeModel):
         self.controller, self.sample = Controller(modes), sample
         self.units, self.regions = Vocabulary("unit", units, dim), Regions(regions)
         self.rates = Vocabulary("unit", units, 1, std=0.0)              # log mean counts a bin
-        self.compress = ChunkAttention(dim, latents, chunk, t_min=t_min, dropout=dropout)
+        # Where a chunk is one bin, the grid is as coarse as the recording: where a spike lies in it says nothing.
+        self.compress = ChunkAttention(dim, latents, chunk, timed=self.chunk_bins > 1, t_min=t_min, dropout=dropout)
         self.widen, self.place = nn.Linear(dim, width), nn.Parameter(torch.randn(latents, width) * 0.02)
         self.rotary = RotaryTime(width // heads // 4, 2 * chunk, 4 * window)
         self.prompt = nn.Parameter(torch.randn(len(modes), width) * 0.02) if prompt else None
@@ -198,9 +199,10 @@ class ChunkAttention(nn.Module):
     Against the blank, attention tells many spikes from few: a mean of values alone could not.
     """
 
-    def __init__(self, dim: int, latents: int, chunk: float, *, t_min: float, dropout: float, head_dim: int = 32):
+    def __init__(self, dim: int, latents: int, chunk: float, *, timed: bool, t_min: float, dropout: float,
+                 head_dim: int = 32):
         super().__init__()
-        self.chunk = chunk
+        self.chunk, self.timed = chunk, timed
         self.attention = CrossAttention(dim, max(dim // head_dim, 1), head_dim=head_dim, dropout=0.0)
         self.rotary = RotaryTime(head_dim // 4, t_min, 4 * chunk)
         self.queries, self.blank = (nn.Parameter(torch.randn(n, dim) * 0.02) for n in (latents, 1))
@@ -209,24 +211,24 @@ class ChunkAttention(nn.Module):
     def forward(self, batch: SpikeBatch, table: Tensor, rows: Tensor) -> Tensor:
         """Latents [B, C, L, dim] of the spikes; `rows` [U] of the table [R, dim] are the units of `window_units`."""
         chunks, spikes, own = batch.bins(self.chunk), batch.spikes(), self.attention
-        chunk = batch.spike_bins(self.chunk)
-        cell = spikes.windows * chunks + chunk                          # sorted, since spikes are in time order
+        cell = spikes.windows * chunks + batch.spike_bins(self.chunk)   # sorted, since spikes are in time order
         size = torch.bincount(cell, minlength=len(batch) * chunks)
         column = torch.arange(len(cell), device=cell.device) - (size.cumsum(0) - size)[cell]
-        index = cell.new_full((len(size), int(size.max()) + 1), len(cell))                  # the row of the blank
-        index[cell, column] = torch.arange(len(cell), device=cell.device)
-        there = index < len(cell)
+        distinct, unit = rows.unique(return_inverse=True)               # projected once a unit, not once a spike
+        which = cell.new_full((len(size), int(size.max()) + 1), len(distinct))              # the row of the blank
+        which[cell, column] = unit[spikes.units]
+        times = spikes.times.new_zeros(which.shape)
+        if self.timed:
+            times[cell, column] = spikes.times % self.chunk
+        there = which < len(distinct)
         there[:, -1] = True                                             # one blank; the others are padding
 
-        distinct, unit = rows.unique(return_inverse=True)               # projected once a unit, not once a spike
         kv = own.to_kv(own.norm_context(torch.cat([table[distinct], self.blank]))).unflatten(-1, (2 * own.heads, -1))
-        which = torch.cat([unit[spikes.units], unit.new_full((1,), len(distinct))])
-        times = torch.cat([spikes.times - chunk * self.chunk, spikes.times.new_zeros(1)])
-        kv = rotate_(kv.index_select(0, which), self.rotary(times)[:, None])
-        k, v = kv.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2).chunk(2, dim=1)
+        kv = rotate_(kv.index_select(0, which.flatten()), self.rotary(times.flatten())[:, None])
+        k, v = kv.unflatten(0, which.shape).transpose(1, 2).chunk(2, dim=1)
         q = own.to_q(own.norm(self.queries)).unflatten(-1, (own.heads, -1))
         asked = self.rotary((torch.arange(len(q), device=q.device) + 0.5) * (self.chunk / len(q)))
-        q = rotate_(q, asked[:, None]).transpose(0, 1).expand(len(index), -1, -1, -1)
+        q = rotate_(q, asked[:, None]).transpose(0, 1).expand(len(k), -1, -1, -1)
         found = scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None])
         x = self.queries + own.to_out(found.transpose(1, 2).flatten(2))
         return (x + self.ffn(x)).unflatten(0, (len(batch), chunks))
@@ -276,7 +278,9 @@ DECODERS = {"factorised": Factorised, "queries": Queries}
 
 
 class OwnActivity(nn.Module):
-    """What a unit's visible counts around a bin say of it, by a weight for each width of the look around."""
+    """What a unit's visible counts around a bin say of it: the log of what it fired there over what it fires on
+    average, a spike added to either, for several widths of the look around, each with a weight of the unit's.
+    """
 
     WIDTHS = (0.03, 0.1, 0.3, 1.0)                                      # seconds
 
@@ -289,13 +293,10 @@ class OwnActivity(nn.Module):
         """counts and visible [B, N, T], level [B, N, 1] log mean counts, units [B, N, dim] → [B, N, T]."""
         bins = torch.arange(counts.shape[2], device=counts.device) * self.bin_size
         far, mean = (bins - bins[:, None]).abs(), level.detach().exp()
-        z, visible = ((counts - mean) * (mean.clamp(min=1e-2) ** -0.5)).masked_fill(~visible, 0), visible.float()
-        total = counts.new_zeros(counts.shape)
-        weights = self.weigh(self.norm(units))
-        for width, weight in zip(self.WIDTHS, weights.unbind(-1), strict=True):
-            kernel = (-far / max(width, self.bin_size)).exp()
-            total = total + weight[..., None] * (z @ kernel / (visible @ kernel + 1))
-        return total
+        counts, expected = counts.masked_fill(~visible, 0), mean * visible
+        kernels = [(-far / max(width, self.bin_size)).exp() for width in self.WIDTHS]
+        ratios = torch.stack([(counts @ k + 1).log() - (expected @ k + 1).log() for k in kernels], dim=-1)
+        return (ratios @ self.weigh(self.norm(units))[..., None])[..., 0]
 
 
 def _whole(length: float, part: float, what: str) -> int:

@@ -1,0 +1,210 @@
+"""NeuroBridge: what is hidden leaves no trace, in any mode; identities, decoders, sizes and new sessions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from tests.models.small import SMALL
+from tests.models.test_zoo import SESSIONS, toy
+from workbench import models
+from workbench.batch import Reader
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.masking import Mask
+from workbench.models.neurobridge import MODES, NeuroBridge
+from workbench.nn.rotary import rotate_
+
+ONE_REGION = replace(toy("alone", 8, 3), units=SESSIONS[0].units.assign(region="M1"))
+
+
+def small(sessions=SESSIONS, **settings) -> NeuroBridge:
+    torch.manual_seed(0)
+    return models.build("neurobridge", sessions, **{**SMALL["neurobridge"], **settings}).eval()
+
+
+def windows(sessions=SESSIONS, starts=(1.0, 3.0, 8.05), which=(0, 1, 1)):
+    return Reader(sessions, ("vel",)).read(list(which), list(starts), 1.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("settings", [{}, {"bin_size": 0.01, "chunk": 0.05}, {"decoder": "queries"}])
+def test_what_a_mask_hides_changes_nothing_that_is_said(mode, settings):
+    model, batch = small(**settings), windows()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        mask = model.draw(batch, mode)
+        entries = mask.hidden.nonzero()[torch.randperm(int(mask.hidden.sum()))[:200]]
+        times = (entries[:, 2] + torch.rand(len(entries))) * (1.0 / mask.hidden.shape[2])
+        more = batch.add(entries[:, 0], entries[:, 1], times.clamp(max=1 - 1e-6))
+        assert len(mask.of_spikes(batch).times) < len(batch.times)
+        one, other, none = model.reconstruct(batch, mask), model.reconstruct(more, mask), model.reconstruct(
+            mask.of_spikes(batch), mask)
+        for changed in (other, none):
+            assert torch.equal(one.log_rates, changed.log_rates) and torch.equal(one.latents, changed.latents)
+        assert not torch.equal(model(batch).latents, one.latents)
+
+
+def test_only_hidden_entries_are_scored(monkeypatch):
+    model, batch = small(modes={"neuron": 1.0}), windows()
+    mask = model.draw(batch, "neuron")
+    monkeypatch.setattr(model.controller, "draw", lambda *_, **__: ("neuron", mask))
+    loss = model.loss(batch)["loss"]
+    log_rates, counts = model.reconstruct(batch, mask).log_rates, batch.counts(0.05)
+    by_hand = (log_rates.exp() - counts * log_rates)[mask.hidden].mean()
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_runs_leave_a_part_of_every_chunk_and_hide_half_to_three_quarters():
+    model, batch = small(bin_size=0.01, chunk=0.05), windows()
+    shares = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        mask = model.draw(batch, "temporal")
+        chunks = mask.hidden[:, 0].unflatten(1, (20, 10))               # of 50 ms, on a grid of 5 ms
+        long = chunks.sum(2)
+        assert long.min() >= 5 and long.max() <= 8                      # 25 to 40 ms
+        assert (chunks[..., 1:] & ~chunks[..., :-1]).sum(2).max() <= 1  # one run
+        shares.append(long.float().mean() / 10)
+        scored = mask.grid(100).scored[:, 0]
+        assert torch.equal(scored, mask.hidden[:, 0].unflatten(1, (100, 2)).all(2))
+    assert min(shares) >= 0.5 and max(shares) < 0.76 and max(shares) - min(shares) > 0.1
+
+
+def test_whole_bins_are_hidden_where_a_chunk_is_one_bin():
+    model, batch = small(), windows()
+    mask = model.draw(batch, "temporal")
+    assert mask.hidden.shape[2] == 20 and 0 < mask.hidden[:, 0].float().mean() < 1
+
+
+@torch.no_grad()
+def test_queries_at_chunks_attend_as_a_plain_attention_over_their_spikes():
+    model, batch = small(latents=3, bin_size=0.01, chunk=0.05), windows()
+    compress, rows = model.compress, model.units.unit_rows(batch)
+    own, fast = compress.attention, compress(batch, model.units.weight, rows)
+    spikes, at = batch.spikes(), batch.spike_bins(0.05)
+    for window, chunk in ((0, 0), (1, 7), (2, 19)):
+        mine = (spikes.windows == window) & (at == chunk)
+        x = torch.cat([model.units.weight[rows[spikes.units[mine]]], compress.blank])
+        times = torch.cat([spikes.times[mine] - chunk * 0.05, torch.zeros(1)])
+        kv = rotate_(own.to_kv(own.norm_context(x)).unflatten(-1, (2 * own.heads, -1)), compress.rotary(times)[:, None])
+        q = own.to_q(own.norm(compress.queries)).unflatten(-1, (own.heads, -1))
+        q = rotate_(q, compress.rotary((torch.arange(3) + 0.5) * 0.05 / 3)[:, None])
+        k, v = kv.transpose(0, 1).chunk(2)
+        found = scaled_dot_product_attention(q.transpose(0, 1), k, v).transpose(0, 1).flatten(1)
+        latents = compress.queries + own.to_out(found)
+        torch.testing.assert_close(fast[window, chunk], latents + compress.ffn(latents), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_more_spikes_of_the_same_are_told_from_fewer():
+    """The blank token: a mean of equal values would not change."""
+    model, batch = small(), windows()
+    one = batch.drop(torch.arange(len(batch.times)) != 5)
+    two = one.add(one.windows, one.units, one.times)
+    assert not torch.allclose(model.encode(one), model.encode(two), atol=1e-4)
+
+
+@torch.no_grad()
+def test_where_a_spike_lies_in_a_chunk_matters_unless_the_grid_is_as_coarse():
+    for settings, matters in (({"bin_size": 0.01, "chunk": 0.05}, True), ({}, False)):
+        model, batch = small(**settings), windows()
+        later = replace(batch, times=batch.spike_bins(0.05) * 0.05 + 0.049)
+        assert torch.allclose(model.encode(batch), model.encode(later), atol=1e-4) is not matters
+
+
+@torch.no_grad()
+def test_permuting_the_units_permutes_the_rates():
+    session = SESSIONS[0]
+    order = torch.randperm(len(session.units), generator=torch.Generator().manual_seed(1)).numpy()
+    back = order.argsort()
+    other = replace(session, units=session.units.iloc[order].reset_index(drop=True),
+                    spike_units=back[session.spike_units], series={})
+    model = small()
+    one, two = (model(Reader([s]).read([0], [2.0], 1.0)).log_rates for s in (session, other))
+    torch.testing.assert_close(one[:, order], two, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_asking_for_some_entries_gives_what_the_whole_grid_holds(monkeypatch):
+    model, batch = small(decoder="queries"), windows()
+    latents, units = model.encode(batch), model.unit_vectors(batch)
+    turn, bins = model.latent_turn(batch), model.bin_turn(batch)
+    grid = model.decoder(latents, turn, units, bins)
+    unit, at = torch.tensor([[0, 3], [5, 1], [2, 2]]), torch.tensor([[4, 19], [0, 7], [7, 7]])
+    rows = torch.arange(3)[:, None]
+    torch.testing.assert_close(model.decoder.ask(latents, turn, units[rows, unit], bins[at]), grid[rows, unit, at])
+    monkeypatch.setattr("workbench.models.neurobridge.PIECE", 100)
+    torch.testing.assert_close(model.decoder(latents, turn, units, bins), grid)
+
+
+@torch.no_grad()
+def test_silence_is_answered():
+    model, batch = small(), windows()
+    silent = batch.drop(torch.ones(len(batch.times), dtype=torch.bool))
+    for mode in MODES:
+        found = model.reconstruct(silent, model.draw(silent, mode))
+        assert found.log_rates.isfinite().all() and found.latents.isfinite().all()
+
+
+def test_a_prompt_tells_the_mode_and_without_one_no_mode_matters():
+    batch = windows()
+    mask = small().draw(batch, "neuron")
+    for prompt in (True, False):
+        model = small(prompt=prompt)
+        said = [model.reconstruct(batch, mask, mode).log_rates for mode in ("neuron", "causal")]
+        assert torch.equal(*said) is not prompt
+
+
+@torch.no_grad()
+def test_new_sessions_add_rows_and_change_none():
+    model, new = small(), toy("new", 6, 5)
+    batch = windows()
+    before = model(batch).log_rates
+    model.extend([new])
+    assert torch.equal(model(batch).log_rates, before)
+    there = Reader([new]).read([0], [2.0], 1.0)
+    assert model(there).log_rates.shape == (1, 6, 20)
+    rows = model.rates.rows([f"new/u{i}" for i in range(6)])
+    torch.testing.assert_close(model.rates.weight[rows, 0].exp().double(), torch.from_numpy(new.rates() * 0.05),
+                               rtol=1e-4, atol=1e-6)
+    assert model.regions.numbers(there).tolist() == [[0, 1] * 3]
+
+
+def test_sessions_of_one_region_do_without_region_modes_and_say_so():
+    with pytest.warns(UserWarning, match="alone: no units in two known regions, so NeuroBridge learns nothing there"):
+        model = small([ONE_REGION])
+    assert model.modes == ("temporal", "neuron", "causal")
+    with pytest.warns(UserWarning):
+        both = small([ONE_REGION, SESSIONS[0]])
+    assert set(both.modes) == set(MODES)
+    batch = Reader([ONE_REGION, SESSIONS[0]]).read([0, 1], [1.0, 1.0], 1.0)
+    mask = both.draw(batch, "inter_region")
+    assert not mask.hidden[0].any() and mask.hidden[1].any()
+
+
+@pytest.mark.parametrize(("size", "million"), [("2m", 2), ("10m", 10), ("30m", 30), ("100m", 100)])
+def test_sizes_are_what_they_are_called(size, million):
+    with torch.device("meta"):
+        model = NeuroBridge(units=["a/u0"], regions={}, **NeuroBridge.SIZES[size])
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(million, rel=0.2)
+
+
+def test_impossible_settings_are_refused_in_a_sentence():
+    with pytest.raises(UnknownName, match="no mode 'neurons' in the modes that can be drawn; did you mean neuron"):
+        small(modes={"neurons": 1.0})
+    with pytest.raises(WorkbenchError, match="give at least one mode"):
+        small(modes={})
+    with pytest.raises(UnknownName, match="no decoder 'query'"):
+        small(decoder="query")
+    with pytest.raises(WorkbenchError, match=r"chunks of 0\.07 s are no whole number of 0\.05 s"):
+        small(chunk=0.07)
+    with pytest.raises(UnknownName, match="no size '3m' in the sizes of NeuroBridge"):
+        models.build("neurobridge", SESSIONS, size="3m")
+
+
+def test_a_mask_has_no_grid_that_does_not_divide_it():
+    hidden = torch.zeros(1, 2, 10, dtype=torch.bool)
+    with pytest.raises(WorkbenchError, match="a mask of 10 bins has no grid of 4"):
+        Mask(hidden, hidden).grid(4)
