@@ -13,7 +13,8 @@ Departs from the paper. Windows are cut evenly from the recording (theirs are tr
 it nothing is learnt from one day in the same time. Reference "windows" are counts, as published: told apart soonest, by
 heart where sessions are few. "statistics", how a unit fires and goes with the others, are slower to learn and say more
 of units never met. `reference_drawn`: a training step sees so many of each unit's windows, drawn anew, so that it is
-the unit that is learnt and not these windows; afterwards all are seen.
+the unit that is learnt and not these windows, in more steps; afterwards all are seen. One session does not teach to
+tell the units of another animal, with or without it: train on several.
 """
 
 from __future__ import annotations
