@@ -1,10 +1,13 @@
 """Windows from a hundred recordings of an hour against windows from one, memory-mapped, and what they cost in memory.
 
-200 units at 8 spikes/s each: 5.8 million spikes and 360,000 samples of behaviour an hour, about 130 MB a file.
+200 units at 8 spikes/s each: 5.8 million spikes and 360,000 samples of behaviour an hour, about 130 MB a file. A
+hundred files are also a hundred times as many pages for the processor to look up, as one file of a hundred hours would
+be; the same hour divided into a hundred sessions tells what their number costs by itself.
 """
 
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +28,12 @@ def main(sessions: int = 100, seconds: float = 3600.0, batch: int = 128) -> dict
             os.link(first, path)
         before = memory()
         opened = [Session.open(path) for path in paths]
-        one, many = ([np.array([[0, seconds]])] * n for n in (1, sessions))
-        windows = {"one session": RandomWindows(opened[:1], one, duration=1.0, batch_size=batch, targets=("hand_vel",)),
-                   f"{sessions} sessions": RandomWindows(opened, many, duration=1.0, batch_size=batch,
-                                                         targets=("hand_vel",))}
+        edges = np.linspace(0, seconds, sessions + 1)
+        parts = [opened[0].between(*pair) for pair in pairwise(edges)]
+        cases = {"one session": opened[:1], f"the same bytes as {sessions} sessions": parts,
+                 f"{sessions} sessions": opened}
+        windows = {name: RandomWindows(several, [s.intervals for s in several], duration=1.0, batch_size=batch,
+                                       targets=("hand_vel",)) for name, several in cases.items()}
         number = iter(range(10**9))
         ratios = tell(f"Batches of {batch} windows of 1 s, with the behaviour at 100 Hz", {
             name: lambda w=w: w.batch(next(number)) for name, w in windows.items()}, "window", batch)

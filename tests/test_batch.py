@@ -28,19 +28,33 @@ def read(index, starts, duration=1.0):
     return Reader(SESSIONS, ("vel",)).read(index, starts, duration)
 
 
+# Anywhere, also before and after a recording; on samples of the behaviour; on spikes.
+STARTS = st.floats(-2, 12) | st.sampled_from([*SESSIONS[0].series["vel"].times, *SESSIONS[1].spike_times])
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 9)), min_size=1, max_size=6))
+@given(st.lists(st.tuples(st.integers(0, 2), STARTS), min_size=1, max_size=6))
 def test_a_batch_holds_the_spikes_and_samples_of_each_window(windows):
     index, starts = (np.array(column) for column in zip(*windows, strict=True))
     batch = read(index, starts)
     for b, (s, start) in enumerate(windows):
         session, at = SESSIONS[s], slice(*batch.offsets[b:b + 2].tolist())
         inside = (session.spike_times >= start) & (session.spike_times < start + 1)
-        np.testing.assert_allclose(batch.times[at], session.spike_times[inside] - start, atol=1e-6)
+        np.testing.assert_array_equal(batch.times[at], np.float32(session.spike_times[inside] - start))
         np.testing.assert_array_equal(batch.units[at], session.spike_units[inside])
         target, at = batch.targets["vel"], slice(*batch.targets["vel"].offsets[b:b + 2].tolist())
-        inside = (session.series["vel"].times >= start) & (session.series["vel"].times < start + 1)
-        np.testing.assert_allclose(target.values[at], session.series["vel"].values[inside], rtol=1e-6)
+        vel = session.series["vel"]
+        inside = (vel.times >= start) & (vel.times < start + 1)
+        np.testing.assert_array_equal(target.times[at], np.float32(vel.times[inside] - start))
+        np.testing.assert_array_equal(target.values[at], np.float32(vel.values[inside]))
+
+
+def test_windows_late_in_a_long_recording_keep_their_digits():
+    late = 40_000 + np.arange(0, 10, 1e-3)                              # float32 knows 4 ms there
+    session = Session(id="late", spike_times=late, spike_units=np.zeros(len(late), int), intervals=[[40_000, 40_010]],
+                      units=pd.DataFrame({"id": ["u"]}))
+    times = Reader([session]).read([0, 0], [40_001.0, 40_007.0], 1.0).times
+    np.testing.assert_allclose(times, np.tile(np.arange(0, 1, 1e-3), 2), atol=1e-7)
 
 
 def test_every_view_counts_the_same_spikes():

@@ -226,23 +226,22 @@ def _cut(sources: list[tuple[np.ndarray, np.ndarray]], session: np.ndarray, star
          duration: float, dtype: type = np.float32) -> tuple[Tensor, Tensor, Tensor]:
     """What the windows hold of (times [T], values [T, …]), one source a session: times from starts, values, offsets.
 
-    Runs are copied, not gathered row by row: windows are contiguous, and concatenation converts as it copies.
+    Runs are copied, not gathered row by row: windows are contiguous, and concatenation converts as it copies. Each
+    window is found by itself, so that windows of many sessions cost what windows of one do.
     """
-    order = np.argsort(session, kind="stable")
-    owner, asked = session[order], np.stack([starts, starts + duration], 1)[order]
-    bounds = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist(), len(owner)]
-    where, begins, sizes = order.tolist(), asked[:, 0].tolist(), [0] * len(order)
-    times, values = [None] * len(order), [None] * len(order)
-    for row, a, b in zip(owner[bounds[:-1]].tolist(), bounds[:-1], bounds[1:], strict=True):
+    times, values, sizes = [], [], []
+    for row, edges in zip(session.tolist(), np.stack([starts, starts + duration], 1), strict=True):
         clock, what = sources[row]
-        found = clock.searchsorted(asked[a:b]).tolist()                 # a session's windows at once, then each copied
-        for window, start, (first, last) in zip(where[a:b], begins[a:b], found, strict=True):
-            times[window], values[window], sizes[window] = clock[first:last] - start, what[first:last], last - first
+        first, last = clock.searchsorted(edges).tolist()
+        times.append(clock[first:last])
+        values.append(what[first:last])
+        sizes.append(last - first)
     widths = [v.shape[1] for v in values if v.ndim == 2]
     if len(set(widths)) > 1:
         values = [np.pad(v, ((0, 0), (0, max(widths) - v.shape[1]))) for v in values]
-    times = np.concatenate(times, dtype=np.float32, casting="same_kind")
-    return torch.from_numpy(times), torch.from_numpy(np.concatenate(values, dtype=dtype)), \
+    times = np.concatenate(times)
+    times -= np.repeat(starts, sizes)                                   # before they lose digits as float32
+    return torch.from_numpy(times.astype(np.float32)), torch.from_numpy(np.concatenate(values, dtype=dtype)), \
         torch.from_numpy(_offsets(sizes))
 
 
