@@ -81,7 +81,34 @@ def test_a_model_solved_at_once_ends_with_its_scores_too(recording, tmp_path, ca
     assert main(["runs", str(tmp_path)]) == 0
 
 
+def test_sweep_trains_an_experiment_and_ends_with_its_table(recording, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("recipe: ridge\ngrid: {split.train: [0.5, 1.0], seed: [0, 1]}\n")
+    command = ["sweep", str(tmp_path / "mine.yaml"), f"data={recording}", "target=hand_vel", "seed=3", "--run",
+               str(tmp_path / "sweep")]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "train=0.5,seed=3" in out and "train=1,seed=3" in out and "seed=0" not in out and str(tmp_path) in out
+    r2 = Run(tmp_path / "sweep" / "train=1,seed=3").result()["scores"]["hand_vel"]["r2"]
+    assert f"{r2:.4g}" in out
+    assert main(command) == 0 and capsys.readouterr().out == out
+
+
+def test_a_stopped_sweep_says_how_to_go_on_and_a_failed_one_ends_with_1(recording, tmp_path, capsys, monkeypatch):
+    from workbench.training import trainer
+    (tmp_path / "mine.yaml").write_text("recipe: ridge\ngrid: {model.bin_size: [0.05, 1000.0]}\n")
+    folder, keep = tmp_path / "sweep", trainer.relay
+    monkeypatch.setattr(trainer, "relay", lambda *args: (Run(folder).stop(), keep(*args))[1])
+    command = ["sweep", str(tmp_path / "mine.yaml"), f"data={recording}", "target=hand_vel", "--run", str(folder)]
+    assert main(command) == 130
+    assert f"go on with: python -m workbench {' '.join(command)}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "finished" in out and "failed" in out and "1000" in out
+
+
 @pytest.mark.parametrize(("command", "says"), [
+    (["sweep", "maskin"], "masking"),
     (["train", "poyo-reech"], "poyo-reach"),
     (["train", "gru", "optim.lrr=3"], "optim.lr"),
     (["train", "gru", "optim.lr=fast"], "optim.lr is 'fast'"),

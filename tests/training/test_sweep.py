@@ -1,5 +1,6 @@
 """A sweep trains every combination once, whatever happens in between, and its folder is a run like any other."""
 
+import itertools
 import json
 import math
 import signal
@@ -11,13 +12,16 @@ import pandas as pd
 import pytest
 
 import workbench
+from workbench import models
 from workbench.apps.runs import RunMonitor
+from workbench.models.neurobridge import MODES
+from workbench.sources.simulated import reach_sim
 from workbench.training import storage, trainer
 from workbench.training.group import Group, OtherRuns, Stopped
 from workbench.training.launching import CannotStart
 from workbench.training.recipe import BadRecipe
 from workbench.training.run import NoRun, Run, RunFailed, launch, runs
-from workbench.training.sweep import BadSweep, combinations, experiment, load, sweep
+from workbench.training.sweep import BadSweep, available, combinations, experiment, load, sweep
 
 GRID = {"model.dim": [8, 16], "optim.lr": [1e-3, 0.01]}
 LABELS = ["dim=8,lr=0.001", "dim=8,lr=0.01", "dim=16,lr=0.001", "dim=16,lr=0.01"]
@@ -198,3 +202,25 @@ def test_a_plan_is_plain_json(done):
     assert "NaN" not in text and json.loads(text)["kind"] == "sweep"
     assert not math.isnan(pd.to_numeric(load(done[0])["parameters"]).sum())
     assert isinstance(Run(done[0]), Group) and storage.read_json(done[0] / "status.json")["done"] >= 4
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_run_of_a_shipped_experiment_can_be_built(name):
+    recipe, grid = experiment(name)
+    here, seen = [reach_sim(seconds=20, units=20)], set()
+    for settings in grid:
+        model = recipe.vary(settings).model
+        if repr(model) not in seen:
+            built = models.build(model.name, here, **model.settings)
+            assert built.name == recipe.model.name and sum(p.numel() for p in built.parameters()) > 0
+            seen.add(repr(model))
+    assert len({repr(settings) for settings in grid}) == len(grid) >= 4
+
+
+def test_the_masking_experiment_has_every_mode_alone_every_pair_and_all_each_told_and_untold():
+    recipe, grid = experiment("masking")
+    asked = [(frozenset(s["model.modes"]), s.get("model.prompt", False)) for s in grid]
+    alone, pairs = ({frozenset(some) for some in itertools.combinations(MODES, n)} for n in (1, 2))
+    assert {modes for modes, told in asked if not told} == {*alone, *pairs, frozenset(MODES)}
+    assert {modes for modes, told in asked if told} == {*pairs, frozenset(MODES)}     # one mode needs no telling
+    assert recipe.model.settings["prompt"] is False

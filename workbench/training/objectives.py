@@ -90,7 +90,7 @@ def _co_smoothing(model: nn.Module, sessions: Sequence[Session], test: Sequence[
                   target: str | None) -> dict[str, Any]:
     """Bits per spike of units that the model is not shown, the mean of draws, then of sessions."""
     from workbench.analysis import cosmoothing  # brings scikit-learn, which takes seconds
-    own, each = getattr(model, "_hub_mixin_config", {}).get("held_out") or [], []
+    own, each = getattr(model, "_hub_mixin_config", {}).get("held_out") or [], {}
     for session, part in zip(sessions, test, strict=True):
         names = [unit for unit in session.units["id"] if f"{session.id}/{unit}" in own]
         try:
@@ -98,10 +98,12 @@ def _co_smoothing(model: nn.Module, sessions: Sequence[Session], test: Sequence[
             found = [cosmoothing.cosmooth(model, session, part, held, align=target) for held in draws]
         except BadRecording as error:                                   # too few units, too short: the rest stands
             return {"protocol": f"no bits per spike ({error})"}
-        each.append([np.mean([one[key] for one in found]) for key in ("bits_per_spike", "running_mean")])
-    bits, drift = np.mean(each, axis=0)
+        each[session.id] = [np.mean([one[key] for one in found]) for key in ("bits_per_spike", "running_mean")]
+    bits, drift = np.mean(list(each.values()), axis=0)
+    by_session = {name: float(one[0]) for name, one in each.items()}
     drawn = "" if own else f", the mean of {DRAWS} draws"
-    return {"bits_per_spike": float(bits), "running_mean_bits": float(drift), "protocol": found[0]["protocol"] + drawn}
+    return {"bits_per_spike": float(bits), "running_mean_bits": float(drift), "by_session": by_session,
+            "protocol": found[0]["protocol"] + drawn}
 
 
 @torch.no_grad()
