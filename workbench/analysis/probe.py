@@ -1,26 +1,48 @@
 """What a model that was never asked for behaviour knows of it: one linear map from what it says of each bin.
 
-    batch → model → rates [B, N, T] (or latents [B, T, D], one a bin) → the bin of each sample → ridge → behavior [Q, D]
+    batch → frozen model → rates [B, N, T], or latents [B, C, F], one a bin or chunk of it
+        → those of each sample's bin → ridge (or the nearest neighbours) → behavior [Q, D]
 
 As the Neural Latents Benchmark scores velocity (Pei et al. 2021, arXiv 2109.04463), without its lag between rates and
-behaviour. The map sees one bin; compare it with what sees as much.
+behaviour. The map sees one bin; compare it with what sees as much, as `label_curve` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from workbench.batch import Reader, SpikeBatch
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.metrics import r2
 from workbench.models.base import Output, known_session, sample_bins
 from workbench.models.ridge import Ridge, solve
-from workbench.session import Session
+from workbench.session import Session, inside
 from workbench.windows import aligned, sliding
+
+SOURCES = ("rates", "latents")
+NEIGHBOURS = (1, 3, 10, 30, 100)
+
+
+class Samples(NamedTuple):
+    """Samples of a series: times [M] s, what is known of the bin of each x [M, F], and values y [M, D]."""
+
+    times: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+    def within(self, intervals: np.ndarray) -> Samples:
+        """Those inside `intervals` [n, 2]."""
+        rows = inside(self.times, intervals)
+        return Samples(*(each[rows] for each in self))
+
+    def and_(self, other: Samples) -> Samples:
+        """These and the others."""
+        return Samples(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
 
 class Probe(nn.Module):
@@ -38,7 +60,7 @@ class Probe(nn.Module):
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Behaviour [Q, D] at the target's times."""
-        found, target = _features(self.model, batch, self.target), batch.targets[self.target]
+        found, target = _features(self.model, batch, self.target, self.source), batch.targets[self.target]
         session = batch.session[torch.repeat_interleave(target.offsets.diff())]
         behavior, known = found.new_empty(target.values.shape), list(self.maps)
         for which in batch.session.unique().tolist():
@@ -49,65 +71,142 @@ class Probe(nn.Module):
 
 
 def fit(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.ndarray], valid: Sequence[np.ndarray],
-        target: str) -> Probe | None:
+        target: str, source: str | None = None) -> Probe | None:
     """The probe of a model's rates, or of its latents where it has none; None for one that says nothing bin by bin.
 
-    train, valid: intervals [n, 2] a session. The penalty is the one that does best on the validation part.
+    train, valid: intervals [n, 2] a session. The penalty is the one that does best on the validation part. source:
+    "rates" or "latents"; WorkbenchError for one that the model does not say.
     """
-    source, maps = _source(model, sessions[0], target), {}
-    if source is None:
+    said, maps = sources(model, sessions[0], target), {}
+    if source is None and not said:
         return None
+    source = check_source(source, said, model) if source else said[0]
     for session, *parts in zip(sessions, train, valid, strict=True):
-        (x, y), (x_valid, y_valid) = (_samples(model, session, part, target) for part in parts)
-        scale = x.std(0).clip(min=1e-6)
-        found = solve(x / scale, y, Ridge.PENALTIES)
-        scores = [np.nan_to_num(np.nanmean(r2(y_valid, x_valid / scale @ w[:-1] + w[-1])), nan=-np.inf) for w in found]
-        best = found[int(np.argmax(scores))]
-        maps[session.id] = torch.from_numpy(np.concatenate([best[:-1] / scale[:, None], best[-1:]]))
+        step = model.window - model.warmup
+        maps[session.id] = torch.from_numpy(linear(*(read(model, session, part, target, source, step)
+                                                     for part in parts)))
     return Probe(model, target, source, maps)
 
 
+def linear(train: Samples, valid: Samples, both: bool = False) -> np.ndarray:
+    """The ridge map [F + 1, D], last row the bias, whose penalty does best on the validation part.
+
+    both: fitted to the two parts once the penalty is chosen, as `Ridge` is.
+    """
+    scale = train.x.std(0).mean().clip(min=1e-6)                        # one: by its own, a rare unit would be loud
+    found = solve(train.x / scale, train.y, Ridge.PENALTIES)
+    best = _best([r2(valid.y, valid.x / scale @ w[:-1] + w[-1]) for w in found])
+    if both:
+        every = train.and_(valid)
+        found[best] = solve(every.x / scale, every.y, [Ridge.PENALTIES[best]])[0]
+    return np.concatenate([found[best][:-1] / scale, found[best][-1:]])
+
+
+def nearest(train: Samples, valid: Samples, x: np.ndarray, both: bool = False) -> np.ndarray:
+    """Behaviour [Q, D] at features x [Q, F]: the mean of the nearest samples, as many as `valid` says.
+
+    both: neighbours come from the two parts, once their number is chosen.
+    """
+    from sklearn.neighbors import NearestNeighbors  # takes seconds
+    numbers = [k for k in NEIGHBOURS if k <= len(train.x)]
+
+    def means(of: Samples, at: np.ndarray, numbers: Sequence[int]) -> list[np.ndarray]:
+        search = NearestNeighbors(n_neighbors=max(numbers), algorithm="brute").fit(of.x)
+        rows = search.kneighbors(at, return_distance=False)
+        return [of.y[rows[:, :k]].mean(1) for k in numbers]
+
+    best = _best([r2(valid.y, said) for said in means(train, valid.x, numbers)])
+    return means(train.and_(valid) if both else train, x, [numbers[best]])[0]
+
+
+def _best(scores: list[np.ndarray]) -> int:
+    """Which R² [D] are the highest on average; columns that do not vary have none."""
+    return int(np.argmax([each[np.isfinite(each)].mean() if np.isfinite(each).any() else -np.inf for each in scores]))
+
+
 @torch.no_grad()
-def _samples(model: nn.Module, session: Session, part: np.ndarray, target: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the model says [M, F] in the bin of every sample, and the samples [M, D], after the warm-up."""
-    reader, device = Reader([session], (target,), also=model.reads), next(model.parameters()).device
-    series, x, y = session.get_series(target), [], []
-    starts = sliding(aligned(part, series.times, series.interval, model.window), model.window,
-                     model.window - model.warmup)
-    training = model.training
+def read(model: nn.Module, session: Session, part: np.ndarray, target: str, source: str = "latents",
+         step: float | None = None) -> Samples:
+    """What the frozen model says in the bin of every sample of `part` [n, 2], after its warm-up.
+
+    The mean over all windows inside `part` that hold the sample; they slide by `step` s, a quarter of one by default.
+    """
+    reader, series, device = Reader([session], (target,), also=model.reads), session.get_series(target), _device(model)
+    times, values = reader.targets[target][0]
+    known = np.isfinite(values).all(1)                                  # batches leave out the others
+    times, values, size = times[known], values[known], bin_seconds(model, source)
+    step = max(round((step or model.window / 4) / size), 1) * size
+    starts = sliding(aligned(part, series.times, series.interval, model.window), model.window, step)
+    times, values = (each[slice(*np.searchsorted(times, [starts.min(), starts.max() + model.window + size]))]
+                     for each in (times, values))                       # no room for the rest of the session
+    total, number, training = None, np.zeros(len(times)), model.training
     model.eval()
     for at in np.array_split(starts, -(-len(starts) // 32)):
         batch = reader.read(np.zeros(len(at), int), at, model.window).to(device)
-        used = batch.targets[target].times >= model.warmup - 1e-6
-        x.append(_features(model, batch, target)[used].float().cpu().numpy())
-        y.append(batch.targets[target].values[used].cpu().numpy())
+        found, when = (each.float().cpu().numpy() for each in (_features(model, batch, target, source),
+                                                               batch.targets[target].times))
+        offsets, used = batch.targets[target].offsets.cpu().numpy(), when >= model.warmup - 1e-6
+        rows = np.arange(offsets[-1]) + np.repeat(np.searchsorted(times, at) - offsets[:-1], np.diff(offsets))
+        total = np.zeros((len(times), found.shape[1]), np.float32) if total is None else total
+        np.add.at(total, rows[used], found[used])
+        np.add.at(number, rows[used], 1)
     model.train(training)
-    x, y = np.concatenate(x), np.concatenate(y)
+    there = number > 0
+    mean = total[there] / number[there, None].astype(np.float32)
+    return samples_of(session, target, times[there], mean, values[there])
+
+
+def samples_of(session: Session, target: str, times: np.ndarray, x: np.ndarray, y: np.ndarray) -> Samples:
     if len(x) < 2:
         raise BadRecording(f"{session.id}: {len(x)} samples of {target!r} lie in the time to fit a probe to; choose a "
                            "series that is sampled there")
-    return x, y
+    return Samples(times, x, y)
 
 
-def _features(model: nn.Module, batch: SpikeBatch, target: str) -> Tensor:
-    """Rates [Q, N] or latents [Q, D] in the bin of each sample."""
+def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The same network with random weights: settings, units and what it measured (buffers) as they are."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        twin = type(model)(**model._hub_mixin_config)
+    twin.load_state_dict(dict(model.named_buffers()), strict=False)
+    return twin.to(_device(model)).eval()
+
+
+def _features(model: nn.Module, batch: SpikeBatch, target: str, source: str) -> Tensor:
+    """Rates [Q, N] or latents [Q, F] in the bin of each sample."""
     output = model(batch)
-    found = output.log_rates.exp().transpose(1, 2) if output.log_rates is not None else output.latents
-    return found[sample_bins(batch.targets[target], model.bin_size, found.shape[1])]
+    found = output.log_rates.exp().transpose(1, 2) if source == "rates" else output.latents
+    return found[sample_bins(batch.targets[target], bin_seconds(model, source), found.shape[1])]
+
+
+def bin_seconds(model: nn.Module, source: str) -> float:
+    """How long a bin of its rates, or a chunk of its latents, lasts."""
+    return getattr(model, "chunk", model.bin_size) if source == "latents" else model.bin_size
+
+
+def check_source(source: str, said: Sequence[str], model: nn.Module) -> str:
+    if source not in SOURCES:
+        raise UnknownName("source", source, SOURCES, where="what a probe can read")
+    if source not in said:
+        raise WorkbenchError(f"model {getattr(model, 'name', type(model).__name__)!r} says no {source} bin by bin, so "
+                             f"no probe can read them; it says {' and '.join(said) or 'nothing bin by bin'}")
+    return source
 
 
 @torch.no_grad()
-def _source(model: nn.Module, session: Session, target: str) -> str | None:
-    """Whether there are rates, or latents one a bin, to fit a map to."""
+def sources(model: nn.Module, session: Session, target: str) -> list[str]:
+    """Which of the sources the model gives bin by bin, or chunk by chunk."""
     if not model.bin_size:
-        return None
+        return []
     start = max(session.start, float(session.get_series(target).times[0]))
     training = model.training
-    reader = Reader([session], (target,), also=model.reads)
-    batch = reader.read([0], [start], model.window).to(next(model.parameters()).device)
+    batch = Reader([session], (target,), also=model.reads).read([0], [start], model.window).to(_device(model))
     output = model.eval()(batch)
     model.train(training)
-    if output.log_rates is not None:
-        return "rates"
-    binned = output.latents is not None and output.latents.ndim == 3
-    return "latents" if binned and output.latents.shape[1] == batch.bins(model.bin_size) else None
+    latents = output.latents is not None and output.latents.ndim == 3
+    binned = latents and output.latents.shape[1] == batch.bins(bin_seconds(model, "latents"))
+    return ["rates"] * (output.log_rates is not None) + ["latents"] * binned
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
