@@ -121,7 +121,7 @@ def _regressions(x: np.ndarray, y: np.ndarray, mean: np.ndarray, bin_size: float
     """Weights [F, U] and biases [U] by penalty, of Poisson regressions of y [W, T, U] on x [W, T, F], a unit each.
 
     Each step is Newton's with the curvature that a constant rate would have: diagonal in the eigenbasis of x, and so
-    the same few products for all units. A unit whose loss would rise goes back and halves its step.
+    the same few products for all units. A unit whose loss would rise stays where it is, and its next step is shorter.
     """
     x, y = x.reshape(-1, x.shape[2]), y.reshape(-1, y.shape[2])
     centre = x.mean(0)
