@@ -79,27 +79,27 @@ def test_whole_bins_are_hidden_where_a_chunk_is_one_bin():
 
 
 @torch.no_grad()
-def test_queries_at_chunks_attend_as_a_plain_attention_over_their_spikes():
-    model, batch = small(latents=3, bin_size=0.01, chunk=0.05), windows()
+@pytest.mark.parametrize("timed", [True, False])
+def test_queries_at_chunks_attend_as_a_plain_attention_over_their_spikes(timed):
+    model, batch = small(latents=3, bin_size=0.01 if timed else 0.05, chunk=0.05), windows()
     compress, rows = model.compress, model.units.unit_rows(batch)
     own, fast = compress.attention, compress(batch, model.units.weight, rows)
     spikes, at = batch.spikes(), batch.spike_bins(0.05)
     for window, chunk in ((0, 0), (1, 7), (2, 19)):
         mine = (spikes.windows == window) & (at == chunk)
         x = torch.cat([model.units.weight[rows[spikes.units[mine]]], compress.blank])
-        times = torch.cat([spikes.times[mine] - chunk * 0.05, torch.zeros(1)])
+        times = torch.cat([(spikes.times[mine] - chunk * 0.05) * timed, torch.zeros(1)])
         kv = rotate_(own.to_kv(own.norm_context(x)).unflatten(-1, (2 * own.heads, -1)), compress.rotary(times)[:, None])
         q = own.to_q(own.norm(compress.queries)).unflatten(-1, (own.heads, -1))
         q = rotate_(q, compress.rotary((torch.arange(3) + 0.5) * 0.05 / 3)[:, None])
         k, v = kv.transpose(0, 1).chunk(2)
         found = scaled_dot_product_attention(q.transpose(0, 1), k, v).transpose(0, 1).flatten(1)
-        latents = compress.queries + own.to_out(found)
-        torch.testing.assert_close(fast[window, chunk], latents + compress.ffn(latents), atol=1e-5, rtol=1e-4)
+        latents = compress.queries + own.to_out(found) + compress.many * (mine.sum() + 1.0).log()
+        torch.testing.assert_close(fast[window, chunk], latents + compress.ffn(latents), atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
 def test_more_spikes_of_the_same_are_told_from_fewer():
-    """The blank token: a mean of equal values would not change."""
     model, batch = small(), windows()
     one = batch.drop(torch.arange(len(batch.times)) != 5)
     two = one.add(one.windows, one.units, one.times)
@@ -130,13 +130,14 @@ def test_permuting_the_units_permutes_the_rates():
 def test_asking_for_some_entries_gives_what_the_whole_grid_holds(monkeypatch):
     model, batch = small(decoder="queries"), windows()
     latents, units = model.encode(batch), model.unit_vectors(batch)
-    turn, bins = model.latent_turn(batch), model.bin_turn(batch)
-    grid = model.decoder(latents, turn, units, bins)
+    turn, bins, near = model.asked(batch)
+    grid = model.decoder(latents, units, turn, bins, near)
     unit, at = torch.tensor([[0, 3], [5, 1], [2, 2]]), torch.tensor([[4, 19], [0, 7], [7, 7]])
     rows = torch.arange(3)[:, None]
-    torch.testing.assert_close(model.decoder.ask(latents, turn, units[rows, unit], bins[at]), grid[rows, unit, at])
+    found = model.decoder.ask(latents, units[rows, unit], turn, bins[at], near[:, at].transpose(0, 1))
+    torch.testing.assert_close(found, grid[rows, unit, at])
     monkeypatch.setattr("workbench.models.neurobridge.PIECE", 100)
-    torch.testing.assert_close(model.decoder(latents, turn, units, bins), grid)
+    torch.testing.assert_close(model.decoder(latents, units, turn, bins, near), grid)
 
 
 @torch.no_grad()
@@ -172,6 +173,23 @@ def test_new_sessions_add_rows_and_change_none():
     assert model.regions.numbers(there).tolist() == [[0, 1] * 3]
 
 
+@torch.no_grad()
+def test_inferred_units_are_met_without_a_gradient():
+    model, new = small(identity="inferred", reference_bins=40), toy("new", 6, 5)
+    weights = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.extend([new])
+    there = Reader([new]).read([0], [2.0], 1.0)
+    assert model(there).log_rates.isfinite().all()
+    kept = {name: p for name, p in model.named_parameters() if name in weights and not name.startswith("rates")}
+    assert all(torch.equal(p, weights[name]) for name, p in kept.items())
+    order = torch.tensor([3, 1, 5, 0, 2, 4]).numpy()
+    other = replace(new, id="other", units=new.units.iloc[order].reset_index(drop=True),
+                    spike_units=order.argsort()[new.spike_units])
+    model.extend([other])
+    again = model(Reader([other]).read([0], [2.0], 1.0)).log_rates
+    torch.testing.assert_close(model(there).log_rates[:, order], again, atol=1e-4, rtol=1e-4)
+
+
 def test_sessions_of_one_region_do_without_region_modes_and_say_so():
     with pytest.warns(UserWarning, match="alone: no units in two known regions, so NeuroBridge learns nothing there"):
         model = small([ONE_REGION])
@@ -196,6 +214,8 @@ def test_impossible_settings_are_refused_in_a_sentence():
         small(modes={"neurons": 1.0})
     with pytest.raises(WorkbenchError, match="give at least one mode"):
         small(modes={})
+    with pytest.raises(UnknownName, match="no identity 'idencoder' in NeuroBridge"):
+        small(identity="idencoder")
     with pytest.raises(UnknownName, match="no decoder 'query'"):
         small(decoder="query")
     with pytest.raises(WorkbenchError, match=r"chunks of 0\.07 s are no whole number of 0\.05 s"):

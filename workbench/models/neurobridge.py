@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -29,6 +30,7 @@ from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import poisson_nll
 from workbench.masking import Controller, Mask
 from workbench.models.base import Output, SpikeModel, unit_names
+from workbench.nn.identity import Identity
 from workbench.nn.perceiver import CrossAttention, FeedForward
 from workbench.nn.regions import Regions, possible, region_names
 from workbench.nn.rotary import RotaryTime, rotate_
@@ -38,6 +40,7 @@ from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 
 MODES = {"temporal": 1.0, "neuron": 1.0, "intra_region": 1.0, "inter_region": 1.0, "causal": 1.0}
+PACES = 2.0, 100.0                                                     # a second: of the furthest and the nearest head
 PIECE = 2 ** 15                                                         # queries answered at once, for memory
 
 
@@ -46,7 +49,9 @@ class NeuroBridge(SpikeModel):
 
     dim: of tokens; width, depth, heads: of the transformer; latents: a chunk. modes: mode → chance, see
     `masking.Controller`. prompt: tell the transformer the mode by a token, as MtM does; for comparison. sample: hidden
-    entries of a window that the decoder of queries is trained on. `SIZES` have 2, 10, 30 and 100 million parameters.
+    entries of a window that the decoder of queries is trained on. identity: who a unit is, a learned "embedding" or
+    "inferred" from its own activity without labels or gradients (nn/identity.py has reference, reference_windows and
+    reference_bins). `SIZES` have 2, 10, 30 and 100 million parameters.
     """
 
     name = "neurobridge"
@@ -57,7 +62,8 @@ class NeuroBridge(SpikeModel):
     def __init__(self, *, units: Sequence[str], regions: Mapping[str, str], bin_size: float = 0.01, chunk: float = 0.05,
                  window: float = 1.0, dim: int = 128, latents: int = 4, width: int = 512, depth: int = 12,
                  heads: int = 8, dropout: float = 0.1, modes: Mapping[str, float] = MODES, decoder: str = "factorised",
-                 sample: int = 256, prompt: bool = False, t_min: float = 1e-3):
+                 sample: int = 256, prompt: bool = False, t_min: float = 1e-3, identity: str = "embedding",
+                 reference: str = "statistics", reference_windows: int = 16, reference_bins: int = 100):
         super().__init__()
         if decoder not in DECODERS:
             raise UnknownName("decoder", decoder, DECODERS, where="the decoders of NeuroBridge")
@@ -65,11 +71,19 @@ class NeuroBridge(SpikeModel):
         self.chunk_bins = _whole(chunk, bin_size, "chunks")
         _whole(window, chunk, "windows")
         self.controller, self.sample = Controller(modes), sample
-        self.units, self.regions = Vocabulary("unit", units, dim), Regions(regions)
+        if identity not in ("embedding", "inferred"):
+            raise UnknownName("identity", identity, ("embedding", "inferred"), where="NeuroBridge")
+        self.inferred, self.regions = identity == "inferred", Regions(regions)
+        self.units = Vocabulary("unit", units, dim) if not self.inferred else Identity(
+            units, dim, bin_size=bin_size, reference=reference, reference_windows=reference_windows,
+            reference_bins=reference_bins, reference_drawn=max(reference_windows // 2, 1))
         self.rates = Vocabulary("unit", units, 1, std=0.0)              # log mean counts a bin
+        self.rates.weight.requires_grad_(not self.inferred)             # what is inferred has to do without learning
         # Where a chunk is one bin, the grid is as coarse as the recording: where a spike lies in it says nothing.
         self.compress = ChunkAttention(dim, latents, chunk, timed=self.chunk_bins > 1, t_min=t_min, dropout=dropout)
-        self.widen, self.place = nn.Linear(dim, width), nn.Parameter(torch.randn(latents, width) * 0.02)
+        self.widen, self.widen_norm = nn.Linear(dim, width), nn.LayerNorm(width)
+        self.place = nn.Parameter(torch.randn(latents, width) * 0.02)
+        self.register_buffer("pace", PACES[0] * (PACES[1] / PACES[0]) ** torch.linspace(0, 1, heads), persistent=False)
         self.rotary = RotaryTime(width // heads // 4, 2 * chunk, 4 * window)
         self.prompt = nn.Parameter(torch.randn(len(modes), width) * 0.02) if prompt else None
         self.backbone = Transformer(width, depth, heads, 4 * width, dropout=dropout)
@@ -96,23 +110,38 @@ class NeuroBridge(SpikeModel):
         settings = dict(t_min=min(max(2 * finest, 1e-3), 2 * chunk)) | (cls.SIZES[size] if size else {}) | settings
         model = cls(units=unit_names(sessions), regions=regions, bin_size=bin_size, chunk=chunk, modes=modes,
                     **settings)
-        model.start_at_(sessions, unit_names(sessions))
+        model.meet(sessions, unit_names(sessions))
         return model
 
     def extend(self, sessions: Sequence[Session]) -> None:
         new = [name for name in unit_names(sessions) if name not in self.rates.row]
         super().extend(sessions)
+        self.meet([s for s in sessions if {*unit_names([s])} & {*new}], new)
         self.regions = Regions(region_names(sessions) | self.regions.names)
         self._hub_mixin_config["regions"] = self.regions.names
-        self.start_at_(sessions, new)
 
     @torch.no_grad()
-    def start_at_(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
-        """The named units' rates at their means, so that what is left to learn is how they vary."""
+    def meet(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
+        """The named units' rates at their means, so that what is left to learn is how they vary; and who they are,
+        where that is inferred.
+        """
+        for session in sessions if self.inferred else ():
+            self.units.measure(session, session.intervals)
         means = {f"{s.id}/{unit}": rate * self.bin_size for s in sessions
                  for unit, rate in zip(s.units["id"], s.rates().tolist(), strict=True)}
         rows, weight = self.rates.rows(names), self.rates.weight
         weight[rows, 0] = weight.new_tensor([means[name] for name in names]).clamp(min=1e-4).log()
+
+    def identify(self, session: Session, intervals: np.ndarray) -> None:
+        """Learn who the units of a session are from their activity in `intervals` [n, 2], without labels or gradients;
+        a session that the model knows is seen anew. WorkbenchError for a model that does not infer who units are.
+        """
+        if not self.inferred:
+            raise WorkbenchError("this NeuroBridge looks up who units are; adapt it with how='identify', or build it "
+                                 "with identity='inferred'")
+        seen = session.within(intervals)
+        self.extend([seen])
+        self.meet([seen], unit_names([seen]))
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Log rates [B, N, T], in log spikes per bin, and latents [B, C, L × width], from all spikes of the batch."""
@@ -122,7 +151,7 @@ class NeuroBridge(SpikeModel):
         """The same from the spikes that the mask leaves. mode: what a model with prompts is told."""
         seen = batch if mask is None else mask.of_spikes(batch)
         units, latents = self.unit_vectors(batch), self.encode(seen, mode)
-        log_rates = self.decoder(latents, self.latent_turn(batch), units, self.bin_turn(batch))
+        log_rates = self.decoder(latents, units, *self.asked(batch))
         return Output(log_rates=log_rates + self.beside(seen, mask, units), latents=self.by_chunk(latents))
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
@@ -151,26 +180,39 @@ class NeuroBridge(SpikeModel):
 
     def encode(self, seen: SpikeBatch, mode: str | None = None) -> Tensor:
         """The latents [B, C × L, width] of the spikes that are given."""
-        x = self.compress(seen, self.units.weight, self.units.unit_rows(seen))
-        x = (self.widen(x) + self.place).flatten(1, 2)
-        turn = self.latent_turn(seen)
+        distinct, rows = self.units.unit_rows(seen).unique(return_inverse=True)             # once a unit, not a spike
+        x = self.compress(seen, self.units(distinct), rows)
+        x, times = (self.widen_norm(self.widen(x)) + self.place).flatten(1, 2), self.latent_times(seen)
         if self.prompt is None:
-            return self.backbone(x, turn=turn)
+            return self.backbone(x, turn=self.rotary(times), mask=self.near(times, times))
         told = self.prompt[self.modes.index(mode or self.modes[0])].expand(len(x), 1, -1)
-        return self.backbone(torch.cat([told, x], dim=1), turn=torch.cat([torch.ones_like(turn[:1]), turn]))[:, 1:]
+        times = torch.cat([times.new_zeros(1), times])
+        bias = self.near(times, times)
+        bias[:, 0] = bias[:, :, 0] = 0                                  # near to all
+        return self.backbone(torch.cat([told, x], dim=1), turn=self.rotary(times), mask=bias)[:, 1:]
 
     def by_chunk(self, latents: Tensor) -> Tensor:
         """Latents [B, C × L, width] → one vector a chunk [B, C, L × width]."""
         return latents.unflatten(1, (-1, self.per_chunk)).flatten(2)
 
-    def latent_turn(self, batch: SpikeBatch) -> Tensor:
-        """Rotary codes of the latents' times [C × L, pairs]: spread evenly over their chunks."""
+    def latent_times(self, batch: SpikeBatch) -> Tensor:
+        """When the latents are [C × L], spread evenly over their chunks, in seconds from the window's start."""
         step = self.chunk / self.per_chunk
-        return self.rotary((torch.arange(batch.bins(self.chunk) * self.per_chunk, device=batch.device) + 0.5) * step)
+        return (torch.arange(batch.bins(self.chunk) * self.per_chunk, device=batch.device) + 0.5) * step
 
-    def bin_turn(self, batch: SpikeBatch) -> Tensor:
-        """Rotary codes of the bins' middles [T, pairs]."""
-        return self.rotary((torch.arange(batch.bins(self.bin_size), device=batch.device) + 0.5) * self.bin_size)
+    def asked(self, batch: SpikeBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """For a decoder: rotary codes of the latents [M, pairs] and of the bins' middles [T, pairs], and how near each
+        bin is to each latent [heads, T, M].
+        """
+        bins = (torch.arange(batch.bins(self.bin_size), device=batch.device) + 0.5) * self.bin_size
+        times = self.latent_times(batch)
+        return self.rotary(times), self.rotary(bins), self.near(bins, times)
+
+    def near(self, queries: Tensor, times: Tensor) -> Tensor:
+        """What attention scores lose with distance in time [heads, Q, M], each head at its own pace: attention is local
+        before it has learned to be. ALiBi, Press et al. 2021, arXiv 2108.12409; without it nothing is learned for long.
+        """
+        return -self.pace[:, None, None] * (queries[:, None] - times).abs()
 
     def beside(self, seen: SpikeBatch, mask: Mask | None, units: Tensor) -> Tensor:
         """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts."""
@@ -188,15 +230,15 @@ class NeuroBridge(SpikeModel):
         seen, units = mask.of_spikes(batch), self.unit_vectors(batch)
         unit, bin_ = at // where.shape[2], at % where.shape[2]
         asked = units[able].gather(1, unit[..., None].expand(-1, -1, units.shape[2]))
-        found = self.decoder.ask(self.encode(seen, mode)[able], self.latent_turn(batch), asked,
-                                 self.bin_turn(batch)[bin_])
+        turn, bins, near = self.asked(batch)
+        found = self.decoder.ask(self.encode(seen, mode)[able], asked, turn, bins[bin_], near[:, bin_].transpose(0, 1))
         return found + chosen(self.beside(seen, mask, units)), chosen(batch.counts(self.bin_size))
 
 
 class ChunkAttention(nn.Module):
     """`latents` learned queries look at the spikes of each chunk, and at a blank token, which an empty chunk has alone.
 
-    Against the blank, attention tells many spikes from few: a mean of values alone could not.
+    Attention is a mean and knows no numbers, so how many spikes there are is added, as their log times a direction.
     """
 
     def __init__(self, dim: int, latents: int, chunk: float, *, timed: bool, t_min: float, dropout: float,
@@ -205,33 +247,52 @@ class ChunkAttention(nn.Module):
         self.chunk, self.timed = chunk, timed
         self.attention = CrossAttention(dim, max(dim // head_dim, 1), head_dim=head_dim, dropout=0.0)
         self.rotary = RotaryTime(head_dim // 4, t_min, 4 * chunk)
-        self.queries, self.blank = (nn.Parameter(torch.randn(n, dim) * 0.02) for n in (latents, 1))
+        self.queries, self.blank, self.many = (nn.Parameter(torch.randn(n, dim) * 0.02) for n in (latents, 1, 1))
         self.ffn = FeedForward(dim, dropout)
 
     def forward(self, batch: SpikeBatch, table: Tensor, rows: Tensor) -> Tensor:
-        """Latents [B, C, L, dim] of the spikes; `rows` [U] of the table [R, dim] are the units of `window_units`."""
+        """Latents [B, C, L, dim] of the spikes; `rows` [U] of the table [R, dim]: the units of `window_units`."""
         chunks, spikes, own = batch.bins(self.chunk), batch.spikes(), self.attention
-        cell = spikes.windows * chunks + batch.spike_bins(self.chunk)   # sorted, since spikes are in time order
+        chunk, unit = batch.spike_bins(self.chunk), rows[spikes.units]
+        cell = spikes.windows * chunks + chunk                          # sorted, since spikes are in time order
         size = torch.bincount(cell, minlength=len(batch) * chunks)
-        column = torch.arange(len(cell), device=cell.device) - (size.cumsum(0) - size)[cell]
-        distinct, unit = rows.unique(return_inverse=True)               # projected once a unit, not once a spike
-        which = cell.new_full((len(size), int(size.max()) + 1), len(distinct))              # the row of the blank
-        which[cell, column] = unit[spikes.units]
-        times = spikes.times.new_zeros(which.shape)
-        if self.timed:
-            times[cell, column] = spikes.times % self.chunk
-        there = which < len(distinct)
-        there[:, -1] = True                                             # one blank; the others are padding
 
-        kv = own.to_kv(own.norm_context(torch.cat([table[distinct], self.blank]))).unflatten(-1, (2 * own.heads, -1))
-        kv = rotate_(kv.index_select(0, which.flatten()), self.rotary(times.flatten())[:, None])
-        k, v = kv.unflatten(0, which.shape).transpose(1, 2).chunk(2, dim=1)
+        kv = own.to_kv(own.norm_context(torch.cat([table, self.blank]))).unflatten(-1, (2 * own.heads, -1))
         q = own.to_q(own.norm(self.queries)).unflatten(-1, (own.heads, -1))
         asked = self.rotary((torch.arange(len(q), device=q.device) + 0.5) * (self.chunk / len(q)))
-        q = rotate_(q, asked[:, None]).transpose(0, 1).expand(len(k), -1, -1, -1)
-        found = scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None])
-        x = self.queries + own.to_out(found.transpose(1, 2).flatten(2))
+        q = rotate_(q, asked[:, None]).transpose(0, 1)                                          # [heads, L, head]
+        if self.timed:
+            found = self.over_spikes(q, kv, unit, cell, size, spikes.times - chunk * self.chunk)
+        else:
+            found = self.over_units(q, kv, unit, cell, size)
+        x = self.queries + own.to_out(found.transpose(1, 2).flatten(2)) + self.many * (size + 1.0).log()[:, None, None]
         return (x + self.ffn(x)).unflatten(0, (len(batch), chunks))
+
+    def over_spikes(self, q: Tensor, kv: Tensor, unit: Tensor, cell: Tensor, size: Tensor, times: Tensor) -> Tensor:
+        """Attention of q over the spikes of each of the cells, [cells, heads, L, head].
+
+        kv [R + 1, 2 × heads, head] are the units' and the blank's, unit, cell and times [S] the spikes', size [cells].
+        """
+        column = torch.arange(len(cell), device=cell.device) - (size.cumsum(0) - size)[cell]
+        which = cell.new_full((len(size), int(size.max()) + 1), len(kv) - 1)                # the row of the blank
+        which[cell, column] = unit
+        there = which < len(kv) - 1
+        there[:, -1] = True                                             # one blank; the others are padding
+        at = times.new_zeros(which.shape)
+        at[cell, column] = times
+        kv = rotate_(kv.index_select(0, which.flatten()), self.rotary(at.flatten())[:, None])
+        k, v = kv.unflatten(0, which.shape).transpose(1, 2).chunk(2, dim=1)
+        return scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v, attn_mask=there[:, None, None])
+
+    def over_units(self, q: Tensor, kv: Tensor, unit: Tensor, cell: Tensor, size: Tensor) -> Tensor:
+        """The same where no time inside a chunk is known: k spikes of a unit are one token that counts k times."""
+        counts = torch.bincount(cell * len(kv) + unit, minlength=len(size) * len(kv)).view(len(size), -1)
+        counts = torch.cat([counts[:, :-1], torch.ones_like(counts[:, :1])], dim=1).to(kv)      # and one blank
+        k, v = kv.transpose(0, 1).chunk(2)
+        score = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5                                     # [heads, L, R + 1]
+        weight = (score - score.detach().amax(2, keepdim=True)).exp()
+        total = torch.einsum("cr,hlr->chl", counts, weight)
+        return torch.einsum("cr,hlrd->chld", counts, weight[..., None] * v[:, None]) / total[..., None]
 
 
 class Factorised(nn.Module):
@@ -244,9 +305,11 @@ class Factorised(nn.Module):
         self.ffn, self.norm, self.dropout = FeedForward(width, dropout), nn.LayerNorm(width), nn.Dropout(dropout)
         self.unit_norm, self.direction = nn.LayerNorm(dim), nn.Linear(dim, width)
 
-    def forward(self, latents: Tensor, turn: Tensor, units: Tensor, bins: Tensor) -> Tensor:
-        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs] → [B, N, T]."""
-        times = self.read(self.query.expand(len(latents), -1), bins.expand(len(latents), -1, -1), latents, turn)
+    def forward(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
+        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs], near [heads, T, M]
+        → [B, N, T].
+        """
+        times = self.read(self.query.expand(len(latents), -1), bins.expand(len(latents), -1, -1), latents, turn, near)
         times = self.dropout(self.norm(self.query + times + self.ffn(self.query + times)))
         return self.direction(self.unit_norm(units)) @ times.transpose(1, 2) * times.shape[-1] ** -0.5
 
@@ -260,17 +323,21 @@ class Queries(nn.Module):
         self.read = CrossAttention(width, heads, head_dim=width // heads, dropout=0.0)
         self.ffn, self.norm, self.out = FeedForward(width, dropout), nn.LayerNorm(width), nn.Linear(width, 1)
 
-    def forward(self, latents: Tensor, turn: Tensor, units: Tensor, bins: Tensor) -> Tensor:
-        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs] → [B, N, T]."""
-        some = max(PIECE // (len(latents) * len(bins)), 1)
-        asked = lambda rows: self.ask(latents, turn, rows.repeat_interleave(len(bins), 1),
-                                      bins.repeat(rows.shape[1], 1).expand(len(latents), -1, -1))
-        return torch.cat([asked(rows).unflatten(1, (-1, len(bins))) for rows in units.split(some, dim=1)], dim=1)
+    def forward(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
+        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs], near [heads, T, M]
+        → [B, N, T].
+        """
+        windows, size = len(latents), len(bins)
+        some = max(PIECE // (windows * size), 1)                        # units at once
+        asked = lambda rows: self.ask(latents, rows.repeat_interleave(size, 1), turn,
+                                      bins.repeat(rows.shape[1], 1).expand(windows, -1, -1),
+                                      near.repeat(1, rows.shape[1], 1))
+        return torch.cat([asked(rows).unflatten(1, (-1, size)) for rows in units.split(some, dim=1)], dim=1)
 
-    def ask(self, latents: Tensor, turn: Tensor, units: Tensor, bins: Tensor) -> Tensor:
-        """units [B, Q, dim] in bins [B, Q, pairs] → [B, Q]."""
+    def ask(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
+        """units [B, Q, dim] in bins [B, Q, pairs], near [(B,) heads, Q, M] → [B, Q]."""
         asked = self.unit(units)
-        x = asked + self.read(asked, bins, latents, turn)
+        x = asked + self.read(asked, bins, latents, turn, near)
         return self.out(self.norm(x + self.ffn(x)))[..., 0]
 
 

@@ -89,16 +89,17 @@ class CrossAttention(nn.Module):
         seen = unrotate(seen.transpose(1, 2), query_turn[:, None])
         return self.to_out(seen.flatten(-2))
 
-    def forward(self, queries: Tensor, query_turn: Tensor, context: Tensor, turn: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, query_turn: Tensor, context: Tensor, turn: Tensor,
+                bias: Tensor | None = None) -> Tensor:
         """Queries [B, Q, D], or one content a window [B, D], asked at times query_turn [B, Q, pairs], over a context
-        [B, L, D] at times turn [(B,) L, pairs] → [B, Q, D].
+        [B, L, D] at times turn [(B,) L, pairs] → [B, Q, D]. bias: added to the scores [(B, heads,) Q, L].
         """
         q = self.to_q(self.norm(queries)).unflatten(-1, (self.heads, -1))
         q = q if q.ndim == 4 else q[:, None].repeat(1, query_turn.shape[1], 1, 1)
         q = rotate_(q, query_turn[:, :, None])
         k, v = self.to_kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).unbind(2)
         k = rotate_(k.contiguous(), turn[:, None])
-        seen = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+        seen = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias,
                                             dropout_p=self.dropout if self.training else 0.0)
         return self.to_out(seen.transpose(1, 2).flatten(-2))
 
