@@ -1,5 +1,6 @@
 """A sweep trains every combination once, whatever happens in between, and its folder is a run like any other."""
 
+import copy
 import itertools
 import json
 import math
@@ -66,6 +67,7 @@ def test_every_combination_is_a_run_of_its_own_and_a_row(done, quick):
 def test_the_folder_is_a_run(done):
     folder, table = done
     run = Run(folder)
+    assert type(copy.deepcopy(run)) is Group and copy.deepcopy(run).path == run.path
     assert run.state == "finished" and run.wait() is run and run.resume() is run and run.error == ""
     assert run.scores().equals(table) and set(run.result()["rows"]) == set(LABELS)
     assert "sweep of 4 runs, 4 done" in repr(run) and "sweep" in run._repr_html_()
@@ -121,9 +123,12 @@ def test_a_killed_sweep_is_lost_and_resumes(quick, tmp_path):
     code = "import sys, workbench; workbench.sweep(sys.argv[1], {'seed': [0, 1]}, folder=sys.argv[2])"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "long.yaml"), str(tmp_path / "sweep")],
                                stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 60
+    end, seen = time.monotonic() + 200, set()
     while not list(tmp_path.glob("sweep/*/checkpoints/*.pt")) and time.monotonic() < end:
+        if (tmp_path / "sweep" / "process.json").exists():
+            seen.add(Run(tmp_path / "sweep").state)
         time.sleep(0.05)
+    assert seen <= {"queued", "running"}
     assert Run(tmp_path / "sweep").state == "running" and Run(tmp_path / "sweep" / "seed=0").state == "running"
     with pytest.raises(CannotStart, match="running already"):
         Run(tmp_path / "sweep").resume()

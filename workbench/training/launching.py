@@ -97,6 +97,7 @@ def new_folder(name: str, under: str | Path = "runs") -> Path:
 
 def _here(run: Run) -> None:
     """In this process, under a progress bar."""
+    storage.write_json(run.path / "process.json", {"pid": os.getpid(), "host": socket.gethostname()})
     notebook = "ipykernel" in sys.modules
     shown = _bar if sys.stderr.isatty() or notebook else _lines
     if not notebook and run.state != "finished":

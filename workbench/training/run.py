@@ -59,6 +59,9 @@ class Run:
         several = (Path(path).expanduser() / Group.HOLDS).is_file()
         return super().__new__(Group if several else cls)
 
+    def __getnewargs__(self) -> tuple[Path]:
+        return (self.path,)                                             # so that copies and pickles know which they are
+
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().resolve()
         if not (self.path / self.HOLDS).is_file():

@@ -49,15 +49,14 @@ def sweep(recipe: Recipe | str | Path, grid: Grid, *, folder: str | Path | None 
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     chosen = combinations(grid)
     keys = dict.fromkeys(key for settings in chosen for key in settings)
-    short = {key: key.rpartition(".")[2] for key in keys}
-    short = {key: key if list(short.values()).count(name) > 1 else name for key, name in short.items()}
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {key: key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)}
     runs: dict[str, dict] = {}
     for settings in chosen:
         label = _label({short[key]: value for key, value in settings.items()}) or recipe.name
         if label in runs:
             raise BadSweep(f"two runs of the sweep would be called {label!r}; vary something that tells them apart")
-        one = recipe.vary(settings).anchored()
-        runs[label] = {"recipe": one.model_dump(mode="json"), "varied": list(settings)}
+        runs[label] = {"recipe": recipe.vary(settings).anchored().model_dump(mode="json"), "varied": list(settings)}
     place = Path(folder).expanduser() if folder is not None else new_folder(f"{recipe.name}-sweep")
     group.carry_out(group.join(place, "sweep", runs))
     return load(place)
@@ -76,7 +75,9 @@ def load(folder: str | Path) -> pd.DataFrame:
     for label, what in plan.items():
         state = started[label].state if label in started else "queued"
         state = "failed" if "error" in rows[label] and state != "running" else state
-        told[label] = {key: _cell(what["recipe"], key) for key in keys} | {"state": state} | rows[label]
+        values = {key: _at(what["recipe"], key) for key in keys}
+        values = {key: _said(value) if isinstance(value, Mapping | list) else value for key, value in values.items()}
+        told[label] = values | {"state": state} | rows[label]
     table = pd.DataFrame.from_dict(told, orient="index").rename_axis("run")
     last = [c for c in ("parameters", "sessions", "data_s", "seconds", "error") if c in table]
     table = table[[c for c in table if c not in last] + last]
@@ -120,13 +121,12 @@ def experiment(name: str | Path, assignments: Iterable[str] = ()) -> tuple[Recip
 
 def combinations(grid: Grid) -> list[dict[str, Any]]:
     """The settings of each run; what is asked for twice is there once."""
-    several = grid
+    listed = grid
     if isinstance(grid, Mapping):
-        for key, values in grid.items():
-            if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
-                raise BadSweep(f"the values of {key!r} are {values!r}; give a list of them")
-        several = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    chosen = [dict(settings) for i, settings in enumerate(several) if settings not in several[:i]]
+        for key in (key for key, values in grid.items() if not isinstance(values, Sequence) or isinstance(values, str)):
+            raise BadSweep(f"the values of {key!r} are {grid[key]!r}; give a list of them")
+        listed = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    chosen = [dict(settings) for i, settings in enumerate(listed) if settings not in listed[:i]]
     if not chosen or not grid:                                          # of no settings there is one combination
         raise BadSweep("the grid is empty; give at least one value of every setting in it")
     return chosen
@@ -151,23 +151,14 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _cell(settings: Mapping[str, Any], key: str) -> Any:
-    value = _at(settings, key)
-    return _said(value) if isinstance(value, Mapping | list) else value
-
-
 def _at(settings: Any, key: str) -> Any:
     for part in key.split("."):
         settings = settings.get(part) if isinstance(settings, Mapping) else None
     return settings
 
 
-def _numbers(scores: Mapping[str, Any], key: str = "") -> dict[str, float]:
+def _numbers(scores: Any, key: str = "") -> dict[str, float]:
     """{"hand_vel": {"r2": 0.8}} → {"hand_vel.r2": 0.8}."""
-    found = {}
-    for name, value in scores.items():
-        if isinstance(value, Mapping):
-            found |= _numbers(value, f"{key}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{key}{name}"] = value
-    return found
+    if isinstance(scores, Mapping):
+        return {k: v for name, part in scores.items() for k, v in _numbers(part, f"{key}.{name}").items()}
+    return {key.removeprefix("."): scores} if isinstance(scores, int | float) else {}
