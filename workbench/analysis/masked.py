@@ -63,9 +63,10 @@ def evaluate(model, session: Session, train: np.ndarray, test: np.ndarray, mode:
              least: int = 20, align: str | None = None, batch_size: int = 32) -> dict:
     """{"mode", "bits", "interval", "fills", "windows", "entries", "spikes", "protocol"}, by region too "regions".
 
-    train, test: intervals [n, 2], sorted; fills are fitted on windows of `train`, never on others. "fills": name → None or {"bits", "interval",
-    "difference", "difference_interval"}, the difference being the model's bits less the fill's, paired. seed: of the
-    masks, which are the same for the model and the fills. align: a series on whose samples bins are centred.
+    train, test: intervals [n, 2], sorted; fills are fitted on at most `LEARNT_FROM` windows of `train`. "fills": name →
+    None or {"bits", "interval", "difference", "difference_interval"}, the difference being the model's bits less the
+    fill's, paired. seed: of the masks, which are the same for the model and the fills. align: a series on whose samples
+    bins are centred.
 
     temporal, causal: `model.draw` for every window. neuron: `draws` times 30 % of units, the same in all windows.
     intra_region, inter_region: in turn every known region of `least` units; intra hides 60 % of its units, the scored
