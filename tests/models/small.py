@@ -21,5 +21,7 @@ SMALL = {
     "capoyo": dict(dim=32, depth=1, latents=4, head_dim=16, cross_heads=2, self_heads=2, dropout=0.0, ffn_dropout=0.0),
     "neuroformer": dict(dim=32, depth=1, heads=2, dropout=0.0, window=0.4),
     "neurobridge": dict(dim=32, width=32, depth=1, heads=2, latents=2, bin_size=0.05, dropout=0.0),
+    "neurobridge_decoder": dict(encoder=dict(dim=32, width=32, depth=1, heads=2, latents=2, bin_size=0.05, dropout=0.0),
+                                readout_dropout=0.0),
     "neds": dict(dim=32, width=64, depth=2, heads=2, inner=64, window=1.0),
 }

@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from workbench.batch import SpikeBatch
 from workbench.errors import UnknownName, WorkbenchError
@@ -86,6 +86,7 @@ class NeuroBridge(SpikeModel):
         self.register_buffer("pace", PACES[0] * (PACES[1] / PACES[0]) ** torch.linspace(0, 1, heads), persistent=False)
         self.rotary = RotaryTime(width // heads // 4, 2 * chunk, 4 * window)
         self.prompt = nn.Parameter(torch.randn(len(modes), width) * 0.02) if prompt else None
+        self.register_buffer("no_prompt", torch.empty(0, width), persistent=False)
         self.backbone = Transformer(width, depth, heads, 4 * width, dropout=dropout)
         self.decoder = DECODERS[decoder](dim, width, heads, dropout)
         self.own = OwnActivity(dim, bin_size)
@@ -179,17 +180,18 @@ class NeuroBridge(SpikeModel):
         return unit_weights(batch, self.units)
 
     def encode(self, seen: SpikeBatch, mode: str | None = None) -> Tensor:
-        """The latents [B, C × L, width] of the spikes that are given."""
+        """The latents [B, C × L, width] of the spikes that are given. mode: what a model with prompts is told."""
+        told = self.no_prompt if self.prompt is None else self.prompt[[self.modes.index(mode or self.modes[0])]]
+        return self.encode_with(seen, told)[1]
+
+    def encode_with(self, seen: SpikeBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with tokens [n, width] beside the latents, near to all of them: tokens [B, n, width], latents."""
         distinct, rows = self.units.unit_rows(seen).unique(return_inverse=True)             # once a unit, not a spike
         x = self.compress(seen, self.units(distinct), rows)
-        x, times = (self.widen_norm(self.widen(x)) + self.place).flatten(1, 2), self.latent_times(seen)
-        if self.prompt is None:
-            return self.backbone(x, turn=self.rotary(times), mask=self.near(times, times))
-        told = self.prompt[self.modes.index(mode or self.modes[0])].expand(len(x), 1, -1)
-        times = torch.cat([times.new_zeros(1), times])
-        bias = self.near(times, times)
-        bias[:, 0] = bias[:, :, 0] = 0                                  # near to all
-        return self.backbone(torch.cat([told, x], dim=1), turn=self.rotary(times), mask=bias)[:, 1:]
+        x, times, n = (self.widen_norm(self.widen(x)) + self.place).flatten(1, 2), self.latent_times(seen), len(tokens)
+        near, times = pad(self.near(times, times), (n, 0, n, 0)), pad(times, (n, 0))
+        x = self.backbone(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1), turn=self.rotary(times), mask=near)
+        return x[:, :n], x[:, n:]
 
     def by_chunk(self, latents: Tensor) -> Tensor:
         """Latents [B, C × L, width] → one vector a chunk [B, C, L × width]."""
@@ -209,10 +211,11 @@ class NeuroBridge(SpikeModel):
         return self.rotary(times), self.rotary(bins), self.near(bins, times)
 
     def near(self, queries: Tensor, times: Tensor) -> Tensor:
-        """What attention scores lose with distance in time [heads, Q, M], each head at its own pace: attention is local
-        before it has learned to be. ALiBi, Press et al. 2021, arXiv 2108.12409; without it nothing is learned for long.
+        """What attention scores lose with distance in time [(B,) heads, Q, M], each head at its own pace: attention is
+        local before it has learned to be. ALiBi, Press et al. 2021, arXiv 2108.12409; without, it learns nothing for
+        long. queries [(B,) Q] and times [M] in seconds.
         """
-        return -self.pace[:, None, None] * (queries[:, None] - times).abs()
+        return -self.pace[:, None, None] * (queries[..., None, :, None] - times).abs()
 
     def beside(self, seen: SpikeBatch, mask: Mask | None, units: Tensor) -> Tensor:
         """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts."""
