@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import logging
+import math
 import os
 import sys
 import threading
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 ALERT = ("background:#fdecea;color:#611a15;border-left:5px solid #b00020;border-radius:4px;padding:12px 16px;"
          "font-size:14px;line-height:1.45;overflow-wrap:anywhere")
+
+NUMBERS = {"Number": (1, "a number, as {}=0.5"), "Integer": (1, "a number, as {}=1"),                   # in an address
+           "Range": (2, "two numbers of seconds, as {}=10,20"), "NumericTuple": (4, "four numbers, as {}=0.2,0.4,8,20")}
 
 
 def notebook() -> None:
@@ -121,8 +125,9 @@ def _answers(seconds: float = 1.0) -> bool:
 def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Viewable:
     """The page of a dashboard: `view(session)` for the recording that the address names, and a choice of recordings.
 
-    The address holds `data`, a catalog name or a path, and the parameters of the view listed in `state`; they are
-    written back as they change, so that a copied address shows the same view. What cannot be shown is said in an alert.
+    The address holds `data` (or `session`), a catalog name or a path, and the parameters of the view listed in `state`;
+    they are written back as they change, so that a copied address shows the same view. An address that names a `run`
+    alone means its first recording. What cannot be shown is said in an alert.
     """
     from workbench.catalog import open_catalog, open_recording
 
@@ -135,7 +140,7 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
         names = [name for dataset in catalog for name in _recordings(catalog, dataset)]
     except WorkbenchError as error:
         return page(title, home, alert(error))
-    name = asked.get("data") or names[0]
+    name = asked.get("data") or asked.get("session") or _recording_of(asked.get("run")) or names[0]
     choice = pn.widgets.Select(label="Recordings on this computer", options=list(dict.fromkeys([name, *names])),
                                value=name, width=440)
 
@@ -189,6 +194,27 @@ def page(title: str, *content) -> pn.viewable.Viewable:
                      theme_config={"palette": {"primary": {"main": "#0072b2"}}})
 
 
+def bars(title: str, columns: Sequence[str], rows: dict[str, Sequence[float]], form: str = "{:.0%}",
+         most: float | None = None) -> str:
+    """Numbers [row, column], NaN for none, with bars under them, as HTML; below 0 in another colour.
+
+    most: what a whole bar says; the largest number by default.
+    """
+    most = most or max((abs(v) for row in rows.values() for v in row if v == v), default=0) or 1
+
+    def cell(value: float) -> str:
+        said, width = (form.format(value), 100 * abs(value) / most) if value == value else ("–", 0)
+        color = "#0072b2" if value >= 0 else "#d55e00"
+        return (f'<td style="min-width:96px;padding-right:18px">{said}<div style="height:5px;width:{width:.0f}%;'
+                f'background:{color}"></div></td>')
+
+    head = "".join(f'<th style="text-align:left;font-weight:400;opacity:.7">{name}</th>' for name in ("", *columns))
+    body = "".join(f'<tr><td style="padding-right:18px">{html.escape(str(name))}</td>{"".join(map(cell, row))}</tr>'
+                   for name, row in rows.items())
+    return (f'<div style="font-size:12px"><b>{title}</b><table style="margin-top:4px;border-spacing:0"><tr>{head}</tr>'
+            f'{body}</table></div>')
+
+
 def address(**query) -> str:
     """The part of an address after the path: `?app=raster&data=reach-sim`."""
     return "?" + urlencode(query)
@@ -200,20 +226,34 @@ def _recordings(catalog, dataset: str) -> list[str]:
     return [f"{dataset}/{session}" for session in here] if len(catalog.sessions(dataset)) > 1 else [dataset] * len(here)
 
 
+def _recording_of(run: str | None) -> str:
+    """What the first recording of a run is called; empty where there is no such run, which the view will say."""
+    from workbench.training.run import Run
+
+    try:
+        data = Run(run).recipe.data if run else ""
+    except WorkbenchError:
+        return ""
+    return data if isinstance(data, str) else data[0]
+
+
 def _parsed(view: type, key: str, text: str):
     """What the address says about one parameter of a view."""
     kind = type(view.param[key]).__name__
     if kind == "ListSelector":
         return [part for part in text.split(",") if part]
-    if kind != "Range":
+    if kind not in NUMBERS:
         return text
-    if not text:
+    number, write = NUMBERS[kind]
+    if not text and number > 1:
         return None
     try:
-        start, stop = (float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
+        if len(numbers) != number or not all(map(math.isfinite, numbers)):
+            raise ValueError
     except ValueError:
-        raise WorkbenchError(f"the address says {key}={text!r}; write two numbers of seconds, as {key}=10,20") from None
-    return start, stop
+        raise WorkbenchError(f"the address says {key}={text!r}; write {write.format(key)}") from None
+    return numbers if number > 1 else numbers[0]
 
 
 def _written(value) -> str:
