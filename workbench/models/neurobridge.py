@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from workbench.batch import SpikeBatch
+from workbench.batch import Reader, SpikeBatch
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import poisson_nll
 from workbench.masking import Controller, Mask
@@ -38,6 +38,7 @@ from workbench.nn.stitcher import unit_weights
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
+from workbench.windows import sliding
 
 MODES = {"temporal": 1.0, "neuron": 1.0, "intra_region": 1.0, "inter_region": 1.0, "causal": 1.0}
 PACES = 2.0, 100.0                                                     # a second: of the furthest and the nearest head
@@ -112,6 +113,7 @@ class NeuroBridge(SpikeModel):
         model = cls(units=unit_names(sessions), regions=regions, bin_size=bin_size, chunk=chunk, modes=modes,
                     **settings)
         model.meet(sessions, unit_names(sessions))
+        model.centre_(sessions)
         return model
 
     def extend(self, sessions: Sequence[Session]) -> None:
@@ -132,6 +134,28 @@ class NeuroBridge(SpikeModel):
                  for unit, rate in zip(s.units["id"], s.rates().tolist(), strict=True)}
         rows, weight = self.rates.rows(names), self.rates.weight
         weight[rows, 0] = weight.new_tensor([means[name] for name in names]).clamp(min=1e-4).log()
+
+    @torch.no_grad()
+    def centre_(self, sessions: Sequence[Session], windows: int = 64) -> None:
+        """Start `widen` where what chunks have in common is 0 and how they differ is 1.
+
+        A mean over a hundred spikes is nearly the same in every chunk; left so, what differs drowns, and a thousand
+        steps are spent on finding it.
+        """
+        found = []
+        for row, session in enumerate(sessions):
+            long = [part for part in session.intervals if part[1] - part[0] >= self.window]
+            if long:
+                starts = sliding(np.array(long), self.window, self.window)
+                starts = starts[np.linspace(0, len(starts) - 1, -(-windows // len(sessions))).round().astype(int)]
+                batch = Reader(sessions).read(np.full(len(starts), row), starts, self.window)
+                rows = self.units.unit_rows(batch)
+                distinct, at = rows.unique(return_inverse=True)
+                found.append(self.widen(self.compress(batch, self.units(distinct), at)).flatten(0, 2))
+        if found:
+            mean, scale = torch.cat(found).mean(0), torch.cat(found).std(0).clamp(min=1e-3)
+            self.widen.weight.div_(scale[:, None])
+            self.widen.bias.sub_(mean).div_(scale)
 
     def identify(self, session: Session, intervals: np.ndarray) -> None:
         """Learn who the units of a session are from their activity in `intervals` [n, 2], without labels or gradients;
