@@ -75,7 +75,7 @@ class NeuroBridge(SpikeModel):
         if identity not in ("embedding", "inferred"):
             raise UnknownName("identity", identity, ("embedding", "inferred"), where="NeuroBridge")
         self.inferred, self.regions = identity == "inferred", Regions(regions)
-        self.units = Vocabulary("unit", units, dim) if not self.inferred else Identity(
+        self.units = Vocabulary("unit", units, dim, std=0.2) if not self.inferred else Identity(
             units, dim, bin_size=bin_size, reference=reference, reference_windows=reference_windows,
             reference_bins=reference_bins, reference_drawn=max(reference_windows // 2, 1))
         self.rates = Vocabulary("unit", units, 1, std=0.0)              # log mean counts a bin
