@@ -61,6 +61,7 @@ def test_every_combination_is_a_run_of_its_own_and_a_row(done, quick):
         assert one["parameters"] == protocol["parameters"] and one["seconds"] == protocol["wall_s"]
         (part,) = protocol["split"].values()
         assert one["data_s"] == pytest.approx(sum(b - a for a, b in part["train"])) and one["sessions"] == 1
+    assert not [c for c in table if c.startswith("hand_vel.") and "r2" not in c]            # scores alone
     assert table["parameters"].nunique() == 2 and workbench.sweep is sweep
 
 

@@ -158,7 +158,8 @@ def _at(settings: Any, key: str) -> Any:
 
 
 def _numbers(scores: Any, key: str = "") -> dict[str, float]:
-    """{"hand_vel": {"r2": 0.8}} → {"hand_vel.r2": 0.8}."""
+    """{"hand_vel": {"r2": 0.8}} → {"hand_vel.r2": 0.8}, without how it was measured."""
     if isinstance(scores, Mapping):
-        return {k: v for name, part in scores.items() for k, v in _numbers(part, f"{key}.{name}").items()}
-    return {key.removeprefix("."): scores} if isinstance(scores, int | float) else {}
+        return {k: v for name, part in scores.items() if name not in ("window", "step")
+                for k, v in _numbers(part, f"{key}.{name}").items()}
+    return {key.removeprefix("."): scores} if isinstance(scores, float) else {}             # counts of samples are int
