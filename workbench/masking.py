@@ -174,4 +174,4 @@ class Controller:
         if not able:
             raise WorkbenchError("no window of the batch has units in two known regions, and only region modes can be "
                                  "drawn; choose sessions with units in several regions, or add modes")
-        return list(able)[int(torch.multinomial(torch.tensor(list(able.values())), 1))]
+        return list(able)[int(torch.multinomial(torch.tensor([*able.values()], dtype=torch.float), 1))]

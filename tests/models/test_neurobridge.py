@@ -46,8 +46,14 @@ def test_what_a_mask_hides_changes_nothing_that_is_said(mode, settings):
         assert not torch.equal(model(batch).latents, one.latents)
 
 
+def test_modes_are_drawn_by_their_chances():
+    model, batch = small(modes={"neuron": 3, "causal": 1}), windows()
+    drawn = [list(model.loss(batch))[1] for _ in range(60)]
+    assert set(drawn) == {"neuron", "causal"} and 30 <= drawn.count("neuron") <= 58
+
+
 def test_only_hidden_entries_are_scored(monkeypatch):
-    model, batch = small(modes={"neuron": 1.0}), windows()
+    model, batch = small(modes={"neuron": 1}), windows()
     mask = model.draw(batch, "neuron")
     monkeypatch.setattr(model.controller, "draw", lambda *_, **__: ("neuron", mask))
     loss = model.loss(batch)["loss"]
