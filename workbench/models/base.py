@@ -96,7 +96,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(cls, **where) -> SpikeModel:
         with redirect_stdout(None):                                     # the hub's own way prints a line
-            return super()._from_pretrained(**where)
+            return super()._from_pretrained(**where | {"strict": True})          # a weight that is missing is told
 
     def save_pretrained(self, save_directory: str | Path, **options):
         """Write model.safetensors and config.json (settings, and the model's name) into a folder."""
