@@ -142,7 +142,7 @@ def test_asking_for_some_entries_gives_what_the_whole_grid_holds(monkeypatch):
     rows = torch.arange(3)[:, None]
     found = model.decoder.ask(latents, units[rows, unit], turn, bins[at], near[:, at].transpose(0, 1))
     torch.testing.assert_close(found, grid[rows, unit, at])
-    monkeypatch.setattr("workbench.models.neurobridge.PIECE", 100)
+    monkeypatch.setattr("workbench.nn.grid.PIECE", 100)
     torch.testing.assert_close(model.decoder(latents, units, turn, bins, near), grid)
 
 
@@ -162,6 +162,18 @@ def test_a_prompt_tells_the_mode_and_without_one_no_mode_matters():
         model = small(prompt=prompt)
         said = [model.reconstruct(batch, mask, mode).log_rates for mode in ("neuron", "causal")]
         assert torch.equal(*said) is not prompt
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["temporal", "causal"])
+def test_latents_hidden_after_compression_tell_nothing_either(mode):
+    model, batch = small(after=True, bin_size=0.01, chunk=0.05, modes={"temporal": 1, "causal": 1}), windows()
+    mask = model.draw(batch, mode)
+    assert (mask.grid(20).hidden == mask.grid(20).scored).all()         # whole chunks
+    one, other = model.reconstruct(batch, mask), model.reconstruct(mask.of_spikes(batch), mask)
+    torch.testing.assert_close((one.log_rates, one.latents), (other.log_rates, other.latents), atol=1e-5, rtol=1e-5)
+    with pytest.raises(WorkbenchError, match="only modes of time"):
+        small(after=True)
 
 
 @torch.no_grad()

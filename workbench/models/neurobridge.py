@@ -23,17 +23,18 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from workbench.batch import Reader, SpikeBatch
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import poisson_nll
 from workbench.masking import Controller, Mask
 from workbench.models.base import Output, SpikeModel, unit_names
+from workbench.nn.chunks import ChunkAttention
+from workbench.nn.grid import DECODERS, OwnActivity, Queries
 from workbench.nn.identity import Identity
-from workbench.nn.perceiver import CrossAttention, FeedForward
 from workbench.nn.regions import Regions, possible, region_names
-from workbench.nn.rotary import RotaryTime, rotate_
+from workbench.nn.rotary import RotaryTime
 from workbench.nn.stitcher import unit_weights
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
@@ -42,14 +43,14 @@ from workbench.windows import sliding
 
 MODES = {"temporal": 1.0, "neuron": 1.0, "intra_region": 1.0, "inter_region": 1.0, "causal": 1.0}
 PACES = 2.0, 100.0                                                     # a second: of the furthest and the nearest head
-PIECE = 2 ** 15                                                         # queries answered at once, for memory
 
 
 class NeuroBridge(SpikeModel):
     """units are names ('<session id>/<unit id>'), regions theirs; bin_size, chunk, window and t_min in seconds.
 
     dim: of tokens; width, depth, heads: of the transformer; latents: a chunk. modes: mode → chance, see
-    `masking.Controller`. prompt: tell the transformer the mode by a token, as MtM does; for comparison. sample: hidden
+    `masking.Controller`. For comparison, prompt: tell the transformer the mode by a token, as MtM does; after: hide
+    latents of whole chunks after compression, not spikes before it, which only modes of time can. sample: hidden
     entries of a window that the decoder of queries is trained on. identity: who a unit is, a learned "embedding" or
     "inferred" from its own activity without labels or gradients (nn/identity.py has reference, reference_windows and
     reference_bins). `SIZES` have 2, 10, 30 and 100 million parameters.
@@ -63,14 +64,18 @@ class NeuroBridge(SpikeModel):
     def __init__(self, *, units: Sequence[str], regions: Mapping[str, str], bin_size: float = 0.01, chunk: float = 0.05,
                  window: float = 1.0, dim: int = 128, latents: int = 4, width: int = 512, depth: int = 12,
                  heads: int = 8, dropout: float = 0.1, modes: Mapping[str, float] = MODES, decoder: str = "factorised",
-                 sample: int = 256, prompt: bool = False, t_min: float = 1e-3, identity: str = "embedding",
-                 reference: str = "statistics", reference_windows: int = 16, reference_bins: int = 100):
+                 sample: int = 256, prompt: bool = False, after: bool = False, t_min: float = 1e-3,
+                 identity: str = "embedding", reference: str = "statistics", reference_windows: int = 16,
+                 reference_bins: int = 100):
         super().__init__()
         if decoder not in DECODERS:
             raise UnknownName("decoder", decoder, DECODERS, where="the decoders of NeuroBridge")
         self.bin_size, self.chunk, self.window, self.per_chunk = bin_size, chunk, window, latents
         self.chunk_bins = _whole(chunk, bin_size, "chunks")
         _whole(window, chunk, "windows")
+        if after and not {*modes} <= {"temporal", "causal"}:
+            raise WorkbenchError("latents mix all units, so that hidden after compression only modes of time can be; "
+                                 "give after=True with the modes temporal and causal alone")
         self.controller, self.sample = Controller(modes), sample
         if identity not in ("embedding", "inferred"):
             raise UnknownName("identity", identity, ("embedding", "inferred"), where="NeuroBridge")
@@ -87,6 +92,7 @@ class NeuroBridge(SpikeModel):
         self.register_buffer("pace", PACES[0] * (PACES[1] / PACES[0]) ** torch.linspace(0, 1, heads), persistent=False)
         self.rotary = RotaryTime(width // heads // 4, 2 * chunk, 4 * window)
         self.prompt = nn.Parameter(torch.randn(len(modes), width) * 0.02) if prompt else None
+        self.absent = nn.Parameter(torch.randn(width) * 0.02) if after else None
         self.register_buffer("no_prompt", torch.empty(0, width), persistent=False)
         self.backbone = Transformer(width, depth, heads, 4 * width, dropout=dropout)
         self.decoder = DECODERS[decoder](dim, width, heads, dropout)
@@ -175,7 +181,7 @@ class NeuroBridge(SpikeModel):
     def reconstruct(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Output:
         """The same from the spikes that the mask leaves. mode: what a model with prompts is told."""
         seen = batch if mask is None else mask.of_spikes(batch)
-        units, latents = self.unit_vectors(batch), self.encode(seen, mode)
+        units, latents = self.unit_vectors(batch), self.encode(*self.hide(batch, mask), mode)
         log_rates = self.decoder(latents, units, *self.asked(batch))
         return Output(log_rates=log_rates + self.beside(seen, mask, units), latents=self.by_chunk(latents))
 
@@ -196,23 +202,39 @@ class NeuroBridge(SpikeModel):
     def _drawn(self, batch: SpikeBatch, mode: str | None = None, ratio: float | None = None) -> tuple[str, Mask]:
         # Runs of 25 to 40 ms need a grid of 5 ms; a chunk of one bin can only be hidden whole.
         fine = max(round(self.bin_size / 0.005), 1) if self.chunk_bins > 1 else 1
-        return self.controller.draw(batch.unit_mask, batch.bins(self.bin_size) * fine, chunk=self.chunk_bins * fine,
-                                    regions=self.regions.numbers(batch), mode=mode, ratio=ratio)
+        long = self.chunk_bins * fine
+        asked = dict(regions=self.regions.numbers(batch), mode=mode, ratio=ratio)
+        if self.absent is None:
+            return self.controller.draw(batch.unit_mask, batch.bins(self.chunk) * long, chunk=long, **asked)
+        mode, mask = self.controller.draw(batch.unit_mask, batch.bins(self.chunk), **asked)         # whole chunks
+        return mode, Mask(*(part.repeat_interleave(long, 2) for part in mask))
+
+    def hide(self, batch: SpikeBatch, mask: Mask | None) -> tuple[SpikeBatch, Tensor | None]:
+        """What the encoder is given: the spikes that the mask leaves, or all, and chunks to hide afterwards [B, C]."""
+        if mask is None:
+            return batch, None
+        if self.absent is None:
+            return mask.of_spikes(batch), None
+        return batch, mask.grid(batch.bins(self.chunk)).hidden.any(1)
 
     def unit_vectors(self, batch: SpikeBatch) -> Tensor:
         """Who each unit is [B, N, dim], zeros in padding."""
         return unit_weights(batch, self.units)
 
-    def encode(self, seen: SpikeBatch, mode: str | None = None) -> Tensor:
-        """The latents [B, C × L, width] of the spikes that are given. mode: what a model with prompts is told."""
+    def encode(self, seen: SpikeBatch, hidden: Tensor | None = None, mode: str | None = None) -> Tensor:
+        """The latents [B, C × L, width] of the spikes that are given. hidden: chunks to hide after compression [B, C];
+        mode: what a model with prompts is told.
+        """
         told = self.no_prompt if self.prompt is None else self.prompt[[self.modes.index(mode or self.modes[0])]]
-        return self.encode_with(seen, told)[1]
+        return self.encode_with(seen, told, hidden)[1]
 
-    def encode_with(self, seen: SpikeBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_with(self, seen: SpikeBatch, tokens: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same with tokens [n, width] beside the latents, near to all of them: tokens [B, n, width], latents."""
         distinct, rows = self.units.unit_rows(seen).unique(return_inverse=True)             # once a unit, not a spike
         x = self.compress(seen, self.units(distinct), rows)
-        x, times, n = (self.widen_norm(self.widen(x)) + self.place).flatten(1, 2), self.latent_times(seen), len(tokens)
+        x, times, n = self.widen_norm(self.widen(x)), self.latent_times(seen), len(tokens)
+        x = x if hidden is None else torch.where(hidden[..., None, None], self.absent, x)
+        x = (x + self.place).flatten(1, 2)
         near, times = pad(self.near(times, times), (n, 0, n, 0)), pad(times, (n, 0))
         x = self.backbone(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1), turn=self.rotary(times), mask=near)
         return x[:, :n], x[:, n:]
@@ -258,139 +280,9 @@ class NeuroBridge(SpikeModel):
         unit, bin_ = at // where.shape[2], at % where.shape[2]
         asked = units[able].gather(1, unit[..., None].expand(-1, -1, units.shape[2]))
         turn, bins, near = self.asked(batch)
-        found = self.decoder.ask(self.encode(seen, mode)[able], asked, turn, bins[bin_], near[:, bin_].transpose(0, 1))
+        latents = self.encode(*self.hide(batch, mask), mode)[able]
+        found = self.decoder.ask(latents, asked, turn, bins[bin_], near[:, bin_].transpose(0, 1))
         return found + chosen(self.beside(seen, mask, units)), chosen(batch.counts(self.bin_size))
-
-
-class ChunkAttention(nn.Module):
-    """`latents` learned queries look at the spikes of each chunk, and at a blank token, which an empty chunk has alone.
-
-    Attention is a mean and knows no numbers, so how many spikes there are is added, as their log times a direction.
-    """
-
-    def __init__(self, dim: int, latents: int, chunk: float, *, timed: bool, t_min: float, dropout: float,
-                 head_dim: int = 32):
-        super().__init__()
-        self.chunk, self.timed = chunk, timed
-        self.attention = CrossAttention(dim, max(dim // head_dim, 1), head_dim=head_dim, dropout=0.0)
-        self.rotary = RotaryTime(head_dim // 4, t_min, 4 * chunk)
-        self.queries, self.blank, self.many = (nn.Parameter(torch.randn(n, dim) * 0.02) for n in (latents, 1, 1))
-        self.ffn = FeedForward(dim, dropout)
-
-    def forward(self, batch: SpikeBatch, table: Tensor, rows: Tensor) -> Tensor:
-        """Latents [B, C, L, dim] of the spikes; `rows` [U] of the table [R, dim]: the units of `window_units`."""
-        chunks, spikes, own = batch.bins(self.chunk), batch.spikes(), self.attention
-        chunk, unit = batch.spike_bins(self.chunk), rows[spikes.units]
-        cell = spikes.windows * chunks + chunk                          # sorted, since spikes are in time order
-        size = torch.bincount(cell, minlength=len(batch) * chunks)
-
-        kv = own.to_kv(own.norm_context(torch.cat([table, self.blank]))).unflatten(-1, (2 * own.heads, -1))
-        q = own.to_q(own.norm(self.queries)).unflatten(-1, (own.heads, -1))
-        asked = self.rotary((torch.arange(len(q), device=q.device) + 0.5) * (self.chunk / len(q)))
-        q = rotate_(q, asked[:, None]).transpose(0, 1)                                          # [heads, L, head]
-        if self.timed:
-            found = self.over_spikes(q, kv, unit, cell, size, spikes.times - chunk * self.chunk)
-        else:
-            found = self.over_units(q, kv, unit, cell, size)
-        x = self.queries + own.to_out(found.transpose(1, 2).flatten(2)) + self.many * (size + 1.0).log()[:, None, None]
-        return (x + self.ffn(x)).unflatten(0, (len(batch), chunks))
-
-    def over_spikes(self, q: Tensor, kv: Tensor, unit: Tensor, cell: Tensor, size: Tensor, times: Tensor) -> Tensor:
-        """Attention of q over the spikes of each of the cells, [cells, heads, L, head].
-
-        kv [R + 1, 2 × heads, head] are the units' and the blank's, unit, cell and times [S] the spikes', size [cells].
-        """
-        column = torch.arange(len(cell), device=cell.device) - (size.cumsum(0) - size)[cell]
-        which = cell.new_full((len(size), int(size.max()) + 1), len(kv) - 1)                # the row of the blank
-        which[cell, column] = unit
-        there = which < len(kv) - 1
-        there[:, -1] = True                                             # one blank; the others are padding
-        at = times.new_zeros(which.shape)
-        at[cell, column] = times
-        kv = rotate_(kv.index_select(0, which.flatten()), self.rotary(at.flatten())[:, None])
-        k, v = kv.unflatten(0, which.shape).transpose(1, 2).chunk(2, dim=1)
-        return scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v, attn_mask=there[:, None, None])
-
-    def over_units(self, q: Tensor, kv: Tensor, unit: Tensor, cell: Tensor, size: Tensor) -> Tensor:
-        """The same where no time inside a chunk is known: k spikes of a unit are one token that counts k times."""
-        counts = torch.bincount(cell * len(kv) + unit, minlength=len(size) * len(kv)).view(len(size), -1)
-        counts = torch.cat([counts[:, :-1], torch.ones_like(counts[:, :1])], dim=1).to(kv)      # and one blank
-        k, v = kv.transpose(0, 1).chunk(2)
-        score = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5                                     # [heads, L, R + 1]
-        weight = (score - score.detach().amax(2, keepdim=True)).exp()
-        total = torch.einsum("cr,hlr->chl", counts, weight)
-        return torch.einsum("cr,hlrd->chld", counts, weight[..., None] * v[:, None]) / total[..., None]
-
-
-class Factorised(nn.Module):
-    """Each bin reads the latents once, whatever the number of units; a unit is a direction in what it finds."""
-
-    def __init__(self, dim: int, width: int, heads: int, dropout: float):
-        super().__init__()
-        self.query = nn.Parameter(torch.randn(1, width) * 0.02)
-        self.read = CrossAttention(width, heads, head_dim=width // heads, dropout=0.0)
-        self.ffn, self.norm, self.dropout = FeedForward(width, dropout), nn.LayerNorm(width), nn.Dropout(dropout)
-        self.unit_norm, self.direction = nn.LayerNorm(dim), nn.Linear(dim, width)
-
-    def forward(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
-        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs], near [heads, T, M]
-        → [B, N, T].
-        """
-        times = self.read(self.query.expand(len(latents), -1), bins.expand(len(latents), -1, -1), latents, turn, near)
-        times = self.dropout(self.norm(self.query + times + self.ffn(self.query + times)))
-        return self.direction(self.unit_norm(units)) @ times.transpose(1, 2) * times.shape[-1] ** -0.5
-
-
-class Queries(nn.Module):
-    """Each unit in each bin reads the latents for itself."""
-
-    def __init__(self, dim: int, width: int, heads: int, dropout: float):
-        super().__init__()
-        self.unit = nn.Linear(dim, width)
-        self.read = CrossAttention(width, heads, head_dim=width // heads, dropout=0.0)
-        self.ffn, self.norm, self.out = FeedForward(width, dropout), nn.LayerNorm(width), nn.Linear(width, 1)
-
-    def forward(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
-        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs], near [heads, T, M]
-        → [B, N, T].
-        """
-        windows, size = len(latents), len(bins)
-        some = max(PIECE // (windows * size), 1)                        # units at once
-        asked = lambda rows: self.ask(latents, rows.repeat_interleave(size, 1), turn,
-                                      bins.repeat(rows.shape[1], 1).expand(windows, -1, -1),
-                                      near.repeat(1, rows.shape[1], 1))
-        return torch.cat([asked(rows).unflatten(1, (-1, size)) for rows in units.split(some, dim=1)], dim=1)
-
-    def ask(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
-        """units [B, Q, dim] in bins [B, Q, pairs], near [(B,) heads, Q, M] → [B, Q]."""
-        asked = self.unit(units)
-        x = asked + self.read(asked, bins, latents, turn, near)
-        return self.out(self.norm(x + self.ffn(x)))[..., 0]
-
-
-DECODERS = {"factorised": Factorised, "queries": Queries}
-
-
-class OwnActivity(nn.Module):
-    """What a unit's visible counts around a bin say of it: the log of what it fired there over what it fires on
-    average, a spike added to either, for several widths of the look around, each with a weight of the unit's.
-    """
-
-    WIDTHS = (0.03, 0.1, 0.3, 1.0)                                      # seconds
-
-    def __init__(self, dim: int, bin_size: float):
-        super().__init__()
-        self.bin_size = bin_size
-        self.norm, self.weigh = nn.LayerNorm(dim), nn.Linear(dim, len(self.WIDTHS))
-
-    def forward(self, counts: Tensor, visible: Tensor, level: Tensor, units: Tensor) -> Tensor:
-        """counts and visible [B, N, T], level [B, N, 1] log mean counts, units [B, N, dim] → [B, N, T]."""
-        bins = torch.arange(counts.shape[2], device=counts.device) * self.bin_size
-        far, mean = (bins - bins[:, None]).abs(), level.detach().exp()
-        counts, expected = counts.masked_fill(~visible, 0), mean * visible
-        kernels = [(-far / max(width, self.bin_size)).exp() for width in self.WIDTHS]
-        ratios = torch.stack([(counts @ k + 1).log() - (expected @ k + 1).log() for k in kernels], dim=-1)
-        return (ratios @ self.weigh(self.norm(units))[..., None])[..., 0]
 
 
 def _whole(length: float, part: float, what: str) -> int:
