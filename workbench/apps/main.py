@@ -8,16 +8,19 @@ import html
 
 import panel as pn
 
-from workbench.apps import raster, runs
+from workbench.apps import latents, masking, raster, runs
 from workbench.catalog import open_catalog
 from workbench.display import address, alert, page
 from workbench.errors import UnknownName, WorkbenchError
 
 DASHBOARDS = {                                                          # name → title, what it shows, its page
     "raster": ("Raster", "Every spike of a recording, with trials and behaviour on the same time axis.", raster.app),
+    "latents": ("Latents", "What a model knows at every moment, as a cloud; choose points, see their spikes, trials.",
+                latents.app),
+    "masking": ("Masking", "What a mask hides of a window, what fills it in, and how good that is.", masking.app),
     "runs": ("Runs", "A training run as it goes: curves, baselines, throughput; stop and resume it.", runs.app),
 }
-OF_A_RECORDING = ("raster",)                                            # those that `data=` makes sense for
+OF_A_RECORDING = ("raster", "masking")                                  # those that `data=` makes sense for
 
 
 def app() -> pn.viewable.Viewable:
