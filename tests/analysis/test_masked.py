@@ -57,7 +57,7 @@ class Says(nn.Module):
     def draw(self, batch, mode):
         return draw("time" if mode == "temporal" else mode, batch.unit_mask, batch.bins(BIN), 0.5)
 
-    def reconstruct(self, batch, mask):
+    def reconstruct(self, batch, mask, mode=None):
         self.shown.append((batch, mask))
         first = (batch.starts / BIN).round().long()[:, None] + torch.arange(batch.bins(BIN))
         return Output(log_rates=torch.from_numpy(self.rates)[first].log().transpose(1, 2))

@@ -60,7 +60,7 @@ class Task(NamedTuple):
 
 
 def evaluate(model, session: Session, train: np.ndarray, test: np.ndarray, mode: str, *, seed: int = 0, draws: int = 3,
-             least: int = 20, align: str | None = None, batch_size: int = 32) -> dict:
+             least: int = 20, align: str | None = None, fills: bool = True, batch_size: int = 32) -> dict:
     """{"mode", "bits", "interval", "fills", "windows", "entries", "spikes", "protocol"}, by region too "regions".
 
     train, test: intervals [n, 2], sorted; fills are fitted on at most `LEARNT_FROM` windows of `train`. "fills": name →
@@ -91,8 +91,9 @@ def evaluate(model, session: Session, train: np.ndarray, test: np.ndarray, mode:
     for task in _tasks(model, session, parts, mode, seed, draws, least):
         mask = task.masks["test"]
         scored = mask.grid(counts.shape[2]).scored.numpy()[:, task.units]
-        rates = {"model": _predict(model, session, starts, mask, batch_size)[:, task.units]}
-        rates |= _fills(parts, task, mean, model.bin_size, locked)
+        rates = {"model": _predict(model, session, starts, mask, mode, batch_size)[:, task.units]}
+        rates |= _fills(parts, task, mean, model.bin_size, locked) if fills else \
+            {"mean": np.broadcast_to(mean[task.units], counts[:, task.units].shape)}
         y = counts[:, task.units] * scored
         gains[task.name] = {name: None if each is None else _gain(each, y, scored, mean[task.units])
                             for name, each in rates.items()}
@@ -184,7 +185,8 @@ def _tasks(model, session: Session, parts: Mapping[str, Part], mode: str, seed: 
 
 
 @torch.no_grad()
-def _predict(model, session: Session, starts: np.ndarray, mask: Mask, batch_size: int) -> np.ndarray:
+def _predict(model, session: Session, starts: np.ndarray, mask: Mask, mode: str,
+             batch_size: int) -> np.ndarray:
     """Expected spikes a bin [W, N, T] from what the mask leaves."""
     reader, device, training = Reader([session], also=getattr(model, "reads", ())), next(model.parameters()).device, \
         model.training
@@ -193,7 +195,7 @@ def _predict(model, session: Session, starts: np.ndarray, mask: Mask, batch_size
     for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // batch_size)):
         batch = reader.read(np.zeros(len(rows), int), starts[rows], model.window).to(device)
         here = Mask(*(each[rows].to(device) for each in mask))
-        rates.append(model.reconstruct(batch, here).log_rates.double().exp().cpu().numpy())
+        rates.append(model.reconstruct(batch, here, mode).log_rates.double().exp().cpu().numpy())
     model.train(training)
     return np.concatenate(rates)
 

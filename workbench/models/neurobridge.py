@@ -223,9 +223,10 @@ class NeuroBridge(SpikeModel):
 
     def encode(self, seen: SpikeBatch, hidden: Tensor | None = None, mode: str | None = None) -> Tensor:
         """The latents [B, C × L, width] of the spikes that are given. hidden: chunks to hide after compression [B, C];
-        mode: what a model with prompts is told.
+        mode: what a model with prompts is told, the first of its own where it is none of them.
         """
-        told = self.no_prompt if self.prompt is None else self.prompt[[self.modes.index(mode or self.modes[0])]]
+        which = self.modes.index(mode) if mode in self.modes else 0
+        told = self.no_prompt if self.prompt is None else self.prompt[[which]]
         return self.encode_with(seen, told, hidden)[1]
 
     def encode_with(self, seen: SpikeBatch, tokens: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:

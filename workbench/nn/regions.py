@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench.batch import SpikeBatch
+from workbench.errors import WorkbenchError
 from workbench.session import Session
 
 
@@ -52,6 +53,9 @@ def possible(modes: Iterable[str], sessions: Sequence[Session], model: str) -> l
     poor = [s.id for s in sessions if len({regions.get(f"{s.id}/{unit}") for unit in s.units["id"]} - {None}) < 2]
     if not wanted or not poor:
         return modes
+    if len(poor) == len(sessions) and len(wanted) == len(modes):
+        raise WorkbenchError(f"{model} would learn by {' and '.join(wanted)} alone, and no session has units in two "
+                             "known regions; add other modes, or sessions with regions")
     more = f" and {len(poor) - 3} more" if len(poor) > 3 else ""
     warnings.warn(f"{', '.join(poor[:3])}{more}: no units in two known regions, so {model} learns nothing there by "
                   f"{' and '.join(wanted)}; the other modes are as they were", stacklevel=4)

@@ -4,6 +4,7 @@
     anything else   chosen by its own loss on fixed windows        scores["spikes"]: loss
                     where a target is named                        scores[target]: the same R², of a linear probe
     reconstructs                                                   scores["spikes"]: co-smoothing, bits per spike
+    and fills in masks                                             the same by mode of masking
 
 Losses of different models are different things: they say which weights of one run are best, never which model is.
 """
@@ -71,8 +72,9 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
     if model.reconstructs:
         own = scores.get("spikes", {})
         found = _co_smoothing(model, sessions, test, target)
-        told = [score["protocol"] for score in (own, found) if "protocol" in score]
-        scores["spikes"] = own | found | {"protocol": " · ".join(told)}
+        filled = _filled(model, sessions, train, test, target) if hasattr(model, "reconstruct") else {}
+        told = [score["protocol"] for score in (own, found, filled) if "protocol" in score]
+        scores["spikes"] = own | found | filled | {"protocol": " · ".join(told)}
     return scores, " · ".join(dict.fromkeys([score.pop("protocol") for score in scores.values()]))
 
 
@@ -104,6 +106,23 @@ def _co_smoothing(model: nn.Module, sessions: Sequence[Session], test: Sequence[
     drawn = "" if own else f", the mean of {DRAWS} draws"
     return {"bits_per_spike": float(bits), "running_mean_bits": float(drift), "by_session": by_session,
             "protocol": found[0]["protocol"] + drawn}
+
+
+def _filled(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.ndarray], test: Sequence[np.ndarray],
+            target: str | None) -> dict[str, Any]:
+    """Bits per spike of what masks of every mode hide, trained with or not, the mean of the sessions that allow it."""
+    from workbench.analysis import masked
+    found: dict[str, list[float]] = {}
+    for session, *parts in zip(sessions, train, test, strict=True):
+        for mode in masked.MODES:
+            try:
+                told = masked.evaluate(model, session, *parts, mode, align=target, fills=False)
+            except BadRecording:                                        # no regions, or hardly a window
+                continue
+            found.setdefault(mode, []).append(told["bits"])
+    return {"filled": {mode: float(np.mean(bits)) for mode, bits in found.items()},
+            "protocol": "filled: bits per spike of what masks hide above each unit's mean rate in training, the mean "
+                        "of sessions"}
 
 
 @torch.no_grad()
