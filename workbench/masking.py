@@ -45,6 +45,10 @@ class Mask(NamedTuple):
         at = batch.spike_bins(batch.duration / self.hidden.shape[2])
         return batch.drop(self.hidden[batch.windows, batch.units, at])
 
+    def to(self, device: str | torch.device) -> Mask:
+        """The mask on another device."""
+        return Mask(self.hidden.to(device), self.scored.to(device))
+
     def grid(self, bins: int) -> Mask:
         """The mask on coarser bins: hidden where any part of one is, scored where every part is."""
         if self.hidden.shape[2] % bins:

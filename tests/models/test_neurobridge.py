@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.models.small import SMALL
 from tests.models.test_zoo import SESSIONS, toy
 from workbench import models
+from workbench.analysis import cosmoothing
 from workbench.batch import Reader
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.masking import Mask
@@ -246,3 +247,14 @@ def test_a_mask_has_no_grid_that_does_not_divide_it():
     hidden = torch.zeros(1, 2, 10, dtype=torch.bool)
     with pytest.raises(WorkbenchError, match="a mask of 10 bins has no grid of 4"):
         Mask(hidden, hidden).grid(4)
+
+
+def test_co_smoothing_takes_held_out_units_for_hidden_and_not_for_silent():
+    model, session = small(), SESSIONS[0]
+    found = cosmoothing.predict(model, session, session.intervals, ["u1", "u4"])
+    batch = Reader([session]).read([0], [session.start], 1.0)
+    hidden = torch.zeros(1, 8, 20, dtype=torch.bool)
+    hidden[:, [1, 4]] = True
+    with torch.no_grad():
+        said = model.reconstruct(batch, Mask(hidden, hidden)).log_rates.exp()[0, [1, 4], :5]    # in no other window
+    torch.testing.assert_close(torch.from_numpy(found.rates[:5].T), said.double())

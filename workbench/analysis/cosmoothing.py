@@ -17,9 +17,11 @@ import torch
 from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import PoissonRegressor
 
-from workbench.batch import Reader
+from workbench.batch import Reader, SpikeBatch
 from workbench.errors import BadRecording, WorkbenchError
+from workbench.masking import Mask
 from workbench.metrics import bits_per_spike, running_mean
+from workbench.models.base import Output
 from workbench.session import Session, unit_rows
 from workbench.windows import aligned, sliding
 
@@ -87,11 +89,11 @@ def predict(model, session: Session, intervals: np.ndarray, held_out, *, align: 
     times, counts = _binned(session, intervals, size)
     hidden = torch.zeros(len(session.units), dtype=torch.bool).index_fill(0, torch.from_numpy(rows), True)
     total, number = np.zeros((len(times), len(rows))), np.zeros(len(times))
-    reader, device, training = Reader([session]), next(model.parameters()).device, model.training
+    reader, training = Reader([session]), model.training
     model.eval()
     for at in np.array_split(starts, -(-len(starts) // batch_size)):
         batch = reader.read(np.zeros(len(at), int), at, model.window)
-        rates = model(batch.drop(hidden[batch.units]).to(device)).log_rates[:, rows].exp().double().cpu().numpy()
+        rates = _without(model, batch, hidden).log_rates[:, rows].exp().double().cpu().numpy()
         first = np.searchsorted(times, at - size / 2)
         late = np.arange(rates.shape[2]) * size >= model.warmup - 1e-6
         where = (first[:, None] + np.arange(rates.shape[2]))[:, late]
@@ -100,6 +102,15 @@ def predict(model, session: Session, intervals: np.ndarray, held_out, *, align: 
     model.train(training)
     there = number > 0
     return Predicted(times[there], total[there] / number[there, None], counts[there][:, rows], rows, size)
+
+
+def _without(model, batch: SpikeBatch, hidden: torch.Tensor) -> Output:
+    """What a model says without the spikes of the hidden [N] units; one that knows masks is told which they are."""
+    device = next(model.parameters()).device
+    if not hasattr(model, "reconstruct"):
+        return model(batch.drop(hidden[batch.units]).to(device))
+    hidden = hidden[:, None].expand(len(batch), -1, batch.bins(model.bin_size))
+    return model.reconstruct(batch.to(device), Mask(hidden, hidden).to(device), "neuron")
 
 
 def factor_glm(session: Session, train: np.ndarray, test: np.ndarray, held_out, *, bin_size: float = 0.05,

@@ -194,7 +194,7 @@ def _predict(model, session: Session, starts: np.ndarray, mask: Mask, mode: str,
     rates = []
     for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // batch_size)):
         batch = reader.read(np.zeros(len(rows), int), starts[rows], model.window).to(device)
-        here = Mask(*(each[rows].to(device) for each in mask))
+        here = Mask(*(each[rows] for each in mask)).to(device)
         rates.append(model.reconstruct(batch, here, mode).log_rates.double().exp().cpu().numpy())
     model.train(training)
     return np.concatenate(rates)
