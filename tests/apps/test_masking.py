@@ -285,8 +285,7 @@ def test_the_address_brings_back_the_view_and_draw_again_changes_it(hub, page, t
 
 
 @pytest.mark.parametrize(("query", "says"), [
-    ("data=reach-sim&run=/nowhere", "there is no run at /nowhere"), ("data=reach-sim&ratio=half", "write a number"),
-    ("data=reach-sim&mode=regions", "no mask 'regions'"), ("data=reach-sim&box=1,2", "write four numbers")])
+    ("data=reach-sim&run=/nowhere", "there is no run at /nowhere"), ("data=reach-sim&box=1,2", "write four numbers")])
 def test_a_bad_address_gets_a_sentence_and_a_view(hub, page, query, says):
     page.goto(f"{hub}/apps?app=masking&{query}")
     page.get_by_role("alert").filter(has_text=says).wait_for()

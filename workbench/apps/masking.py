@@ -30,7 +30,6 @@ MODES, DRAWN = ("temporal", "neuron", "intra_region", "inter_region", "causal"),
 HELD_OUT = 32                                                           # windows that a score is the mean of
 SEEN, HIDDEN, UNSCORED = "#1b1b1b", "#d55e00", "#56b4e9"
 WORSE_BETTER = interp_palette(["#a03c00", "#e69f00", "#f7f7f7", "#56b4e9", "#00507d"], 255)
-
 LEGEND = "".join(f'<span style="font-size:12px;margin-right:18px"><span style="display:inline-block;height:12px;width:'
                  f'{width}px;background:{color};margin-right:6px;vertical-align:-1px"></span>{said}</span>'
                  for width, color, said in ((3, SEEN, "spike that is left"), (3, HIDDEN, "spike that is hidden"), (
@@ -97,10 +96,13 @@ class Masking(Dashboard):
         from workbench.analysis.filling import Filler
 
         model, how, self._whose = self._given, {}, "default"
-        if (Path(run).expanduser() / "config.json").is_file() and run:
-            model = models.load(Path(run).expanduser())
-        elif run:
-            model, how, self._whose = Run(run).model(), Run(run).recipe.split.model_dump(), "run's"
+        try:
+            if run and (Path(run).expanduser() / "config.json").is_file():
+                model = models.load(Path(run).expanduser())
+            elif run:
+                model, how, self._whose = Run(run).model(), Run(run).recipe.split.model_dump(), "run's"
+        except RuntimeError as error:                                   # weights of another version of the model
+            raise WorkbenchError(f"the model at {run} cannot be loaded: {error}") from error
         self.filler, self._shrinkage = Filler(self.session, model, **how), {}
 
     def _check(self, mode: str, ratio: float, seed: int, box: tuple | None) -> None:
