@@ -131,33 +131,32 @@ class NeuroBridge(SpikeModel):
 
     @torch.no_grad()
     def meet(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
-        """The named units' rates at their means, so that what is left to learn is how they vary; and who they are,
-        where that is inferred.
+        """Start the named units: their rates at their means, their vectors where units that fire together lie near each
+        other, which random ones take thousands of steps to find; or infer the vectors, where that is how they come.
         """
-        for session in sessions if self.inferred else ():
-            self.units.measure(session, session.intervals)
         means = {f"{s.id}/{unit}": rate * self.bin_size for s in sessions
                  for unit, rate in zip(s.units["id"], s.rates().tolist(), strict=True)}
         rows, weight = self.rates.rows(names), self.rates.weight
         weight[rows, 0] = weight.new_tensor([means[name] for name in names]).clamp(min=1e-4).log()
+        for session in sessions:
+            if self.inferred:
+                self.units.measure(session, session.intervals)
+            elif batch := _windows(session, self.window, 1000):
+                new = torch.tensor([name in {*names} for name in unit_names([session])])
+                found = self.units.std * factors(batch.counts(self.chunk), self.units.weight.shape[1])
+                rows = self.units.rows(unit_names([session]))[new]
+                self.units.weight[rows] += found[new].to(self.units.weight)
 
     @torch.no_grad()
-    def centre_(self, sessions: Sequence[Session], windows: int = 64) -> None:
-        """Start `widen` where what chunks have in common is 0 and how they differ is 1.
-
-        A mean over a hundred spikes is nearly the same in every chunk; left so, what differs drowns, and a thousand
-        steps are spent on finding it.
+    def centre_(self, sessions: Sequence[Session]) -> None:
+        """Start `widen` where what chunks have in common is 0 and how they differ is 1: a mean over a hundred spikes is
+        nearly the same in every chunk, and what differs would drown.
         """
+        batches = [batch for session in sessions if (batch := _windows(session, self.window, 32))]
         found = []
-        for row, session in enumerate(sessions):
-            long = [part for part in session.intervals if part[1] - part[0] >= self.window]
-            if long:
-                starts = sliding(np.array(long), self.window, self.window)
-                starts = starts[np.linspace(0, len(starts) - 1, -(-windows // len(sessions))).round().astype(int)]
-                batch = Reader(sessions).read(np.full(len(starts), row), starts, self.window)
-                rows = self.units.unit_rows(batch)
-                distinct, at = rows.unique(return_inverse=True)
-                found.append(self.widen(self.compress(batch, self.units(distinct), at)).flatten(0, 2))
+        for batch in batches:
+            distinct, rows = self.units.unit_rows(batch).unique(return_inverse=True)
+            found.append(self.widen(self.compress(batch, self.units(distinct), rows)).flatten(0, 2))
         if found:
             mean, scale = torch.cat(found).mean(0), torch.cat(found).std(0).clamp(min=1e-3)
             self.widen.weight.div_(scale[:, None])
@@ -291,3 +290,25 @@ def _whole(length: float, part: float, what: str) -> int:
     if number < 1 or abs(number * part - length) > 1e-6:
         raise WorkbenchError(f"{what} of {length:g} s are no whole number of {part:g} s; choose others")
     return number
+
+
+def factors(counts: Tensor, dim: int, most: int = 32) -> Tensor:
+    """What units [N] of counts [W, N, T] share: loadings on the leading factors of √counts, as far as they stand above
+    noise, turned at random into [N, dim] of unit variance.
+    """
+    z = counts.sqrt().transpose(0, 1).flatten(1)
+    z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=1e-3)
+    loadings, size, _ = torch.svd_lowrank(z, q=min(most, *z.shape), niter=4)
+    above = (size.square() / z.shape[1] - 1).clamp(min=0).sqrt()        # independent units have variances of 1
+    found = loadings * above @ torch.randn(len(size), dim)
+    return found / found.square().mean().sqrt().clamp(min=1e-6)
+
+
+def _windows(session: Session, window: float, most: int) -> SpikeBatch | None:
+    """Windows spread evenly over a session, `most` at most; None where it has none so long."""
+    long = session.intervals[np.diff(session.intervals)[:, 0] >= window - 1e-9]
+    if not len(long):
+        return None
+    starts = sliding(long, window, window)
+    starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))]
+    return Reader([session]).read(np.zeros(len(starts), int), starts, window)
