@@ -13,7 +13,7 @@ from workbench.analysis import cosmoothing
 from workbench.batch import Reader
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.masking import Mask
-from workbench.models.neurobridge import MODES, NeuroBridge
+from workbench.models.neurobridge import MODES, NeuroBridge, factors
 from workbench.nn.rotary import rotate_
 
 ONE_REGION = replace(toy("alone", 8, 3), units=SESSIONS[0].units.assign(region="M1"))
@@ -207,6 +207,16 @@ def test_inferred_units_are_met_without_a_gradient():
     model.extend([other])
     again = model(Reader([other]).read([0], [2.0], 1.0)).log_rates
     torch.testing.assert_close(model(there).log_rates[:, order], again, atol=1e-4, rtol=1e-4)
+
+
+def test_units_that_share_a_factor_start_near_each_other():
+    torch.manual_seed(0)
+    drive = 0.8 * torch.randn(2, 400).repeat_interleave(5, 0)           # two groups of five, and five on their own
+    rates = (torch.cat([drive, torch.zeros(5, 400)]) + 1).exp()
+    vectors = torch.nn.functional.normalize(factors(torch.poisson(rates).view(15, 20, 20).transpose(0, 1), 64), dim=1)
+    like = vectors @ vectors.T
+    assert like[:5, :5].min() > 0.8 and like[5:10, 5:10].min() > 0.8 and like[:5, 5:10].abs().max() < 0.5
+    assert not factors(torch.ones(1, 4, 1), 8).any()                    # one bin: nobody knows
 
 
 def test_sessions_of_one_region_do_without_region_modes_and_say_so():

@@ -297,6 +297,8 @@ def factors(counts: Tensor, dim: int, most: int = 32) -> Tensor:
     noise, turned at random into [N, dim] of unit variance.
     """
     z = counts.sqrt().transpose(0, 1).flatten(1)
+    if min(z.shape) < 2:                                                # nothing to share
+        return z.new_zeros(len(z), dim)
     z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=1e-3)
     loadings, size, _ = torch.svd_lowrank(z, q=min(most, *z.shape), niter=4)
     above = (size.square() / z.shape[1] - 1).clamp(min=0).sqrt()        # independent units have variances of 1
