@@ -106,6 +106,20 @@ def test_queries_at_chunks_attend_as_a_plain_attention_over_their_spikes(timed):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("clock", [False, True])
+def test_chunks_know_their_time_in_the_window_by_a_clock_alone(clock):
+    """The same spikes in the middle of a silent window, and three chunks later."""
+    model, batch = small(clock=clock), windows()
+    some = batch.drop((batch.times < 0.4) | (batch.times >= 0.45))
+    later = replace(some, times=some.times + 0.15)
+    one, two = (model.encode(each).unflatten(1, (20, -1)) for each in (some, later))
+    assert torch.allclose(one[:, 8], two[:, 11], atol=0.05) is not clock
+    if clock:
+        with pytest.raises(WorkbenchError, match=r"time in windows of 1 s and was given 0\.5 s"):
+            model(Reader(SESSIONS).read([0], [1.0], 0.5))
+
+
+@torch.no_grad()
 def test_more_spikes_of_the_same_are_told_from_fewer():
     model, batch = small(), windows()
     one = batch.drop(torch.arange(len(batch.times)) != 5)

@@ -48,7 +48,8 @@ PACES = 2.0, 100.0                                                     # a secon
 class NeuroBridge(SpikeModel):
     """units are names ('<session id>/<unit id>'), regions theirs; bin_size, chunk, window and t_min in seconds.
 
-    dim: of tokens; width, depth, heads: of the transformer; latents: a chunk. modes: mode → chance, see
+    dim: of tokens; width, depth, heads: of the transformer; latents: a chunk. clock: windows begin with trials, so that
+    chunks may know which they are; else only distances in time are known. modes: mode → chance, see
     `masking.Controller`. For comparison, prompt: tell the transformer the mode by a token, as MtM does; after: hide
     latents of whole chunks after compression, not spikes before it, which only modes of time can. sample: hidden
     entries of a window that the decoder of queries is trained on. identity: who a unit is, a learned "embedding" or
@@ -64,7 +65,7 @@ class NeuroBridge(SpikeModel):
     def __init__(self, *, units: Sequence[str], regions: Mapping[str, str], bin_size: float = 0.01, chunk: float = 0.05,
                  window: float = 1.0, dim: int = 128, latents: int = 4, width: int = 512, depth: int = 12,
                  heads: int = 8, dropout: float = 0.1, modes: Mapping[str, float] = MODES, decoder: str = "factorised",
-                 sample: int = 256, prompt: bool = False, after: bool = False, t_min: float = 1e-3,
+                 clock: bool = False, sample: int = 256, prompt: bool = False, after: bool = False, t_min: float = 1e-3,
                  identity: str = "embedding", reference: str = "statistics", reference_windows: int = 16,
                  reference_bins: int = 100):
         super().__init__()
@@ -72,7 +73,7 @@ class NeuroBridge(SpikeModel):
             raise UnknownName("decoder", decoder, DECODERS, where="the decoders of NeuroBridge")
         self.bin_size, self.chunk, self.window, self.per_chunk = bin_size, chunk, window, latents
         self.chunk_bins = _whole(chunk, bin_size, "chunks")
-        _whole(window, chunk, "windows")
+        chunks = _whole(window, chunk, "windows")
         if after and not {*modes} <= {"temporal", "causal"}:
             raise WorkbenchError("latents mix all units, so that hidden after compression only modes of time can be; "
                                  "give after=True with the modes temporal and causal alone")
@@ -90,6 +91,7 @@ class NeuroBridge(SpikeModel):
         self.widen, self.widen_norm = nn.Linear(dim, width), nn.LayerNorm(width)
         self.place = nn.Parameter(torch.randn(latents, width) * 0.02)
         self.register_buffer("pace", PACES[0] * (PACES[1] / PACES[0]) ** torch.linspace(0, 1, heads), persistent=False)
+        self.clock = nn.Parameter(torch.randn(chunks, 1, width) * 0.02) if clock else None
         self.rotary = RotaryTime(width // heads // 4, 2 * chunk, 4 * window)
         self.prompt = nn.Parameter(torch.randn(len(modes), width) * 0.02) if prompt else None
         self.absent = nn.Parameter(torch.randn(width) * 0.02) if after else None
@@ -233,8 +235,11 @@ class NeuroBridge(SpikeModel):
         distinct, rows = self.units.unit_rows(seen).unique(return_inverse=True)             # once a unit, not a spike
         x = self.compress(seen, self.units(distinct), rows)
         x, times, n = self.widen_norm(self.widen(x)), self.latent_times(seen), len(tokens)
+        if self.clock is not None and x.shape[1] != len(self.clock):
+            raise WorkbenchError(f"this NeuroBridge knows the time in windows of {self.window:g} s and was given "
+                                 f"{seen.duration:g} s; cut windows of its own length, or build it without clock=True")
         x = x if hidden is None else torch.where(hidden[..., None, None], self.absent, x)
-        x = (x + self.place).flatten(1, 2)
+        x = (x + self.place if self.clock is None else x + self.place + self.clock).flatten(1, 2)
         near, times = pad(self.near(times, times), (n, 0, n, 0)), pad(times, (n, 0))
         x = self.backbone(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1), turn=self.rotary(times), mask=near)
         return x[:, :n], x[:, n:]
