@@ -14,8 +14,8 @@ arXiv 2107.14795).
 All modes share one decoder and one grid; only the mask differs. `decoder="queries"` is the plan's first form: one query
 a unit and bin reads the latents, which costs a hundred times as much and is trained on a sample of the hidden entries.
 
-Two things make it learn in minutes: attention is local from the start (`near`), without which nothing is learned for
-thousands of steps, and units start where they fire together (`factors`), which took a third of the steps of random rows.
+Two things make it learn in minutes: attention is local from the start (`near`), without which it learns nothing for
+thousands of steps, and units start where they fire together (`factors`), a third of the steps that random rows take.
 """
 
 from __future__ import annotations
