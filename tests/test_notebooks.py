@@ -11,7 +11,9 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.i
 # What makes a notebook small. Each reads only what it knows.
 SMALL = {"WORKBENCH_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SMALL_OF = {"03_the_zoo": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4",
-                           "WORKBENCH_MODELS": "POYO,POSSM,NDT1,MtM,GRU,ridge"}}
+                           "WORKBENCH_MODELS": "POYO,POSSM,NDT1,MtM,GRU,ridge"},
+            "04_masking_seen": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
+            "05_pretrain_from_a_cell": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"}}
 UNSET = ("WORKBENCH_RECORDING", "WORKBENCH_DATA", "WORKBENCH_CATALOG")
 
 
