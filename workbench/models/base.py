@@ -47,6 +47,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     bin_size  seconds of its bins, for a model of binned counts: its windows are aligned with the target's samples
     reads     series besides the target that its batches have to carry
     spikes    whether it sees spikes; a model of calcium traces does not
+    rows_lr   learning rate at which rows of new units and sessions are learned (`workbench.adapt`)
     """
 
     name = ""
@@ -56,6 +57,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     bin_size: float | None = None
     reads: Sequence[str] = ()
     spikes: bool = True
+    rows_lr: float = 5e-3
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], **settings) -> SpikeModel:

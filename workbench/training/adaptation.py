@@ -53,14 +53,15 @@ class Adaptation(NamedTuple):
 
 def adapt(model: nn.Module, session: Session, how: str = "identify", *, intervals: np.ndarray | None = None,
           target: str | None = None, like: Session | str | None = None, by: str = "id", steps: int = 400,
-          batch_size: int = 16, lr: float = 5e-3, rest_lr: float = 5e-4, seed: int = 0) -> Adaptation:
+          batch_size: int = 16, lr: float | None = None, rest_lr: float = 5e-4, seed: int = 0) -> Adaptation:
     """Adapt `model`, in place, to a session; returns what it cost.
 
     intervals   [n, 2] seconds of the session that the model may learn from; None: all of it
     target      the series to learn from, where this session calls it otherwise than the model does
     like        a session that the model knows (or its id): new rows begin as those of its units that agree in the
                 column `by` of both unit tables (an id alone: by unit id), and with `steps=0` stay so, without labels
-    lr          peak learning rate of the rows, rest_lr of everything else; AdamW, a short rise and a cosine to 0
+    lr          peak learning rate of the rows, None: the model's `rows_lr`; rest_lr of everything else; AdamW, a short
+                rise and a cosine to 0
 
     A session that the model knows is learnt anew, from where its rows are. CannotAdapt where the model has not what
     `how` trains; UnknownName for another `how`, or a session without the target.
@@ -85,7 +86,7 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
         if like is not None:
             _copy_rows(tables, session, like, by)
         loss, free = _learn(model, session, intervals, tables, how == "finetune", steps=steps, batch_size=batch_size,
-                            lr=lr, rest_lr=rest_lr, seed=seed)
+                            lr=model.rows_lr if lr is None else lr, rest_lr=rest_lr, seed=seed)
     return Adaptation(how, session.id, time.perf_counter() - began, steps, free, loss)
 
 
