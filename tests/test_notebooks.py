@@ -13,7 +13,10 @@ SMALL = {"WORKBENCH_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SMALL_OF = {"03_the_zoo": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4",
                            "WORKBENCH_MODELS": "POYO,POSSM,NDT1,MtM,GRU,ridge"},
             "04_masking_seen": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
-            "05_pretrain_from_a_cell": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"}}
+            "05_pretrain_from_a_cell": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
+            "06_latents": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
+            "07_new_sessions": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_ADAPT": "2,3",
+                                "WORKBENCH_ALONE": "4"}}
 UNSET = ("WORKBENCH_RECORDING", "WORKBENCH_DATA", "WORKBENCH_CATALOG")
 
 
