@@ -164,7 +164,11 @@ def samples_of(session: Session, target: str, times: np.ndarray, x: np.ndarray, 
 
 
 def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The same network with random weights: settings, units and what it measured (buffers) as they are."""
+    """The same network with random weights: settings, units and what it measured (buffers) as they are.
+
+    Not always the network before its first step: one that starts from the recording (NeuroBridge's units begin where
+    they fire together) knows more than random weights do. `models.build` gives that one; show both.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         twin = type(model)(**model._hub_mixin_config)
