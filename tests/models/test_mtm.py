@@ -142,7 +142,7 @@ def test_sessions_without_two_regions_leave_the_region_schemes_out():
     with pytest.warns(UserWarning, match="alone: no units in two known regions"):
         model = small([ALONE])
     assert model.schemes == ("neuron", "causal") and len(model.prompt) == 2
-    with pytest.warns(UserWarning, match="alone"), pytest.raises(WorkbenchError, match="without a scheme"):
+    with pytest.raises(WorkbenchError, match="MtM would learn by inter_region alone, and no session has units in two"):
         small([ALONE], schemes=["inter_region"])
     model = small(schemes=["inter_region"])
     batch = read(model, [0], [1.0])
