@@ -169,6 +169,8 @@ class Controller:
         """The mode and its mask; mode and ratio are drawn where they are not given. Arguments as in `draw`."""
         if mode is None:
             mode = self._any(regions is not None and bool(two_regions(unit_mask, regions).any()))
+        if mode not in self.RATIOS:
+            raise UnknownName("mode", mode, self.RATIOS, where="the modes that can be drawn")
         low, high = self.RATIOS[mode]
         ratio = low + (high - low) * float(torch.rand(())) if ratio is None else ratio
         return mode, draw(mode, unit_mask, bins, ratio, chunk=chunk, regions=regions)

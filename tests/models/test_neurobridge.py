@@ -255,6 +255,8 @@ def test_sizes_are_what_they_are_called(size, million):
 def test_impossible_settings_are_refused_in_a_sentence():
     with pytest.raises(UnknownName, match="no mode 'neurons' in the modes that can be drawn; did you mean neuron"):
         small(modes={"neurons": 1.0})
+    with pytest.raises(UnknownName, match="no mode 'neurons' in the modes that can be drawn; did you mean neuron"):
+        small().draw(windows(), "neurons")
     with pytest.raises(WorkbenchError, match="give at least one mode"):
         small(modes={})
     with pytest.raises(UnknownName, match="no identity 'idencoder' in NeuroBridge"):

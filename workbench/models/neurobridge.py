@@ -176,8 +176,10 @@ class NeuroBridge(SpikeModel):
             raise WorkbenchError("this NeuroBridge looks up who units are; adapt it with how='identify', or build it "
                                  "with identity='inferred'")
         seen = session.within(intervals)
-        self.extend([seen])
-        self.meet([seen], unit_names([seen]))
+        known = unit_names([seen])[0] in self.rates.row
+        self.extend([seen])                                             # meets the units that are new
+        if known:
+            self.meet([seen], unit_names([seen]))
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Log rates [B, N, T], in log spikes per bin, and latents [B, C, L × width], from all spikes of the batch."""
