@@ -1,9 +1,6 @@
 """The latents dashboard: what is drawn and chosen is what it says, and the page answers while a UMAP is on its way."""
 
-import io
-import socket
 import sys
-import time
 from urllib.parse import quote
 
 import numpy as np
@@ -14,6 +11,7 @@ from bokeh.models import GlyphRenderer, Plot
 
 from tests.analysis.test_latents import Counts, recording
 from tests.analysis.test_projection import STANDIN
+from tests.apps.browsing import colours, serving, wait_for
 from tests.models.small import SMALL
 from workbench import Session, models
 from workbench.analysis import projection
@@ -235,27 +233,10 @@ def address():
         made.append(Latents(mtm(session), session, color="pupil"))
         return made[-1]
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = pn.serve(build, port=port, threaded=True, show=False, verbose=False)
-    yield f"http://localhost:{port}", made
-    server.stop()
+    with serving(build) as url:
+        yield url, made
     for one in made + built:
         one.close()
-
-
-def wait_for(happens, seconds: float = 60.0):
-    end = time.monotonic() + seconds
-    while not (found := happens()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
-def pixels(locator) -> np.ndarray:
-    image = pytest.importorskip("PIL.Image")
-    return np.asarray(image.open(io.BytesIO(locator.screenshot())).convert("RGB")).astype(int)
 
 
 def test_a_lasso_chooses_points_and_the_others_stay_grey(address, page):
@@ -264,7 +245,7 @@ def test_a_lasso_chooses_points_and_the_others_stay_grey(address, page):
     cloud = page.locator(".bk-Figure").first
     cloud.wait_for()
     page.locator("text=nearest points").wait_for()
-    colourful = lambda: (pixels(cloud).std(axis=2) > 20).sum()
+    colourful = lambda: (colours(cloud.screenshot()).std(axis=2) > 20).sum()
     before = wait_for(lambda: n if (n := colourful()) > 500 else 0)
     box = cloud.bounding_box()
     corners = [(0.45, 0.45), (0.6, 0.45), (0.6, 0.6), (0.45, 0.6), (0.45, 0.45)]
@@ -282,7 +263,7 @@ def test_a_lasso_chooses_points_and_the_others_stay_grey(address, page):
     assert page.locator(f"text={len(view.selected):,} of 1,200 points").count()
     wait_for(lambda: page.locator(".bk-Figure").count() == 4)
     raster = page.locator(".bk-Figure").last
-    wait_for(lambda: (pixels(raster).max(axis=2) < 120).mean() > 0.01)
+    wait_for(lambda: (colours(raster.screenshot()).max(axis=2) < 120).mean() > 0.01)
 
 
 def test_the_page_answers_while_umap_is_on_its_way(address, page, standin):

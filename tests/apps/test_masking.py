@@ -1,7 +1,5 @@
 """The masking dashboard: its mask is training's, its pictures are what it says, and a box drawn on it is a mask."""
 
-import io
-import socket
 
 import numpy as np
 import panel as pn
@@ -11,6 +9,7 @@ from bokeh.events import SelectionGeometry
 from bokeh.models import Plot
 
 from tests.analysis.test_filling import recording, small
+from tests.apps.browsing import colours, serving
 from workbench import models
 from workbench.apps.masking import DRAWN, MODES, Masking
 from workbench.errors import UnknownName, WorkbenchError
@@ -236,17 +235,8 @@ def address():
         made.append(Masking(session, model))
         return made[-1]
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = pn.serve(build, port=port, threaded=True, show=False, verbose=False)
-    yield f"http://localhost:{port}", made
-    server.stop()
-
-
-def colours(shot: bytes) -> np.ndarray:
-    image = pytest.importorskip("PIL.Image")
-    return np.asarray(image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+    with serving(build) as url:
+        yield url, made
 
 
 def test_pixels_are_drawn_and_a_box_dragged_with_the_mouse_becomes_the_mask(address, page):

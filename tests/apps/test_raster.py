@@ -1,7 +1,5 @@
 """The raster dashboard: what it says about a view is true, what it draws are pixels, and a zoom changes them."""
 
-import io
-import socket
 import time
 
 import numpy as np
@@ -10,6 +8,7 @@ import panel as pn
 import pytest
 from bokeh.models import ColorBar, Plot
 
+from tests.apps.browsing import colours, serving, wait_for
 from workbench import Series, Session
 from workbench.analysis.raster import CountPyramid
 from workbench.apps.raster import AXIS, SHADES, Raster
@@ -184,26 +183,8 @@ def address():
         made.append(Raster(recording(200_000, 60, 300.0)))
         return made[-1]
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = pn.serve(build, port=port, threaded=True, show=False, verbose=False)
-    yield f"http://localhost:{port}", made
-    server.stop()
-
-
-def wait_for(happens, seconds: float = 30.0):
-    """What `happens()` returns once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := happens()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
-def colours(shot: bytes) -> np.ndarray:
-    image = pytest.importorskip("PIL.Image")
-    return np.asarray(image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+    with serving(build) as url:
+        yield url, made
 
 
 def test_pixels_are_drawn_and_a_zoom_changes_them(address, page):

@@ -9,6 +9,7 @@ from bokeh.models import Plot
 from panel.io.model import add_to_doc
 from pyviz_comms import Comm
 
+from tests.apps.browsing import wait_for
 from workbench.apps import runs
 from workbench.apps.runs import RunMonitor
 from workbench.training import storage
@@ -99,10 +100,3 @@ def test_a_monitor_ends_in_the_true_state_while_a_cell_waits_for_the_run(tmp_pat
     assert line.sent
     assert not thread.is_alive() and "finished" in monitor._head.object
     assert any(plot.visible for plot in root.select({"type": Plot})) and monitor._curves.visible
-
-
-def wait_for(happens, seconds: float = 10.0):
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)

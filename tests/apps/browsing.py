@@ -1,0 +1,39 @@
+"""What tests in a browser share: serving a view, waiting, and reading pixels."""
+
+import io
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import panel as pn
+import pytest
+
+
+@contextmanager
+def serving(build: Callable[[], object]) -> Iterator[str]:
+    """The address at which every visitor gets a view from `build`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = pn.serve(build, port=port, threaded=True, show=False, verbose=False)
+    try:
+        yield f"http://localhost:{port}"
+    finally:
+        server.stop()
+
+
+def wait_for(happens: Callable[[], object], seconds: float = 60.0):
+    """What `happens()` returns once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := happens()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
+def colours(shot: bytes) -> np.ndarray:
+    """A screenshot's pixels [rows, columns, 3]."""
+    image = pytest.importorskip("PIL.Image")
+    return np.asarray(image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
