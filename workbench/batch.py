@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, UnknownName
 from workbench.session import Series, Session
 
 
@@ -161,6 +161,11 @@ class SpikeBatch:
         return replace(self, times=times[order], units=torch.cat([self.units, units])[order],
                        offsets=torch.cat([offsets.new_zeros(1), offsets]))
 
+    def between(self, start: float, stop: float) -> SpikeBatch:
+        """The part of every window from `start` to `stop` seconds, as windows of their own. Spikes only, no targets."""
+        batch = self.drop((self.times < start) | (self.times >= stop))
+        return replace(batch, times=batch.times - start, starts=self.starts + start, duration=stop - start, targets={})
+
     def jitter(self, shift: Tensor) -> SpikeBatch:
         """The batch with every spike moved by `shift` [S] seconds, kept inside its window and in time order."""
         times = (self.times + shift).clamp(0, np.nextafter(np.float32(self.duration), np.float32(0)))
@@ -187,7 +192,7 @@ class Reader:
         self.lists = tuple(UnitList(s.id, tuple(s.units["id"])) for s in sessions)
         self.spikes = [(np.asarray(s.spike_times), np.asarray(s.spike_units)) for s in sessions]
         self.columns = [np.arange(len(s.units)) for s in sessions]
-        series = {name: [s.get_series(name) if name in targets else s.series.get(name, _NOTHING) for s in sessions]
+        series = {name: [s.get_series(name) if name in targets else _if_there(s, name) for s in sessions]
                   for name in (*targets, *also)}
         for name, each in series.items():
             own = [_per_unit(s, one) for s, one in zip(sessions, each, strict=True)]
@@ -215,6 +220,13 @@ class Reader:
 
 
 _NOTHING = Series(np.empty(0), np.empty((0, 0)))
+
+
+def _if_there(session: Session, name: str) -> Series:
+    try:
+        return session.get_series(name)
+    except UnknownName:
+        return _NOTHING
 
 
 def _per_unit(session: Session, series: Series) -> bool:

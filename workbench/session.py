@@ -138,7 +138,12 @@ class Session:
         return counts(self, bin_size)
 
     def get_series(self, name: str) -> Series:
-        """The series of that name; UnknownName lists those that are there."""
+        """The series of that name, or the events of one such as "trials.go_cue_time" (see `workbench.conditions`);
+        UnknownName lists those that are there.
+        """
+        if name not in self.series and name.startswith(("trials.", "stimuli.")):
+            from workbench.conditions import events
+            return events(self, name)
         if name not in self.series:
             raise UnknownName("series", name, self.series, where=f"session {self.id!r}")
         return self.series[name]

@@ -28,24 +28,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workbench.batch import Reader, SpikeBatch
+from workbench.batch import SpikeBatch
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import poisson_nll
 from workbench.masking import Controller, Mask
 from workbench.models.base import Output, SpikeModel, unit_names
 from workbench.nn.chunks import ChunkAttention
+from workbench.nn.factors import factors, spread_windows
 from workbench.nn.grid import DECODERS, OwnActivity, Queries
 from workbench.nn.identity import Identity
+from workbench.nn.near import near, paces
 from workbench.nn.regions import Regions, possible, region_names
 from workbench.nn.rotary import RotaryTime
 from workbench.nn.stitcher import unit_weights
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
-from workbench.windows import sliding
 
 MODES = {"temporal": 1.0, "neuron": 1.0, "intra_region": 1.0, "inter_region": 1.0, "causal": 1.0}
-PACES = 2.0, 100.0                                                     # a second: of the furthest and the nearest head
 
 
 class NeuroBridge(SpikeModel):
@@ -94,7 +94,7 @@ class NeuroBridge(SpikeModel):
         self.compress = ChunkAttention(dim, latents, chunk, timed=self.chunk_bins > 1, t_min=t_min, dropout=dropout)
         self.widen, self.widen_norm = nn.Linear(dim, width), nn.LayerNorm(width)
         self.place = nn.Parameter(torch.randn(latents, width) * 0.02)
-        self.register_buffer("pace", PACES[0] * (PACES[1] / PACES[0]) ** torch.linspace(0, 1, heads), persistent=False)
+        self.register_buffer("pace", paces(heads), persistent=False)
         self.clock = nn.Parameter(torch.randn(chunks, 1, width) * 0.02) if clock else None
         self.rotary = RotaryTime(width // heads // 4, 2 * chunk, 4 * window)
         self.prompt = nn.Parameter(torch.randn(len(modes), width) * 0.02) if prompt else None
@@ -147,7 +147,7 @@ class NeuroBridge(SpikeModel):
         for session in sessions:
             if self.inferred:
                 self.units.measure(session, session.intervals)
-            elif batch := _windows(session, self.window, 1000):
+            elif batch := spread_windows(session, self.window, 1000):
                 new = torch.tensor([name in {*names} for name in unit_names([session])])
                 found = self.units.std * factors(batch.counts(self.chunk), self.units.weight.shape[1])
                 rows = self.units.rows(unit_names([session]))[new]
@@ -158,7 +158,7 @@ class NeuroBridge(SpikeModel):
         """Start `widen` where what chunks have in common is 0 and how they differ is 1: a mean over a hundred spikes is
         nearly the same in every chunk, and what differs would drown.
         """
-        batches = [batch for session in sessions if (batch := _windows(session, self.window, 32))]
+        batches = [batch for session in sessions if (batch := spread_windows(session, self.window, 32))]
         found = []
         for batch in batches:
             distinct, rows = self.units.unit_rows(batch).unique(return_inverse=True)
@@ -246,8 +246,8 @@ class NeuroBridge(SpikeModel):
                                  f"{seen.duration:g} s; cut windows of its own length, or build it without clock=True")
         x = x if hidden is None else torch.where(hidden[..., None, None], self.absent, x)
         x = (x + self.place if self.clock is None else x + self.place + self.clock).flatten(1, 2)
-        near, times = pad(self.near(times, times), (n, 0, n, 0)), pad(times, (n, 0))
-        x = self.backbone(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1), turn=self.rotary(times), mask=near)
+        closer, times = pad(near(self.pace, times, times), (n, 0, n, 0)), pad(times, (n, 0))
+        x = self.backbone(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1), turn=self.rotary(times), mask=closer)
         return x[:, :n], x[:, n:]
 
     def by_chunk(self, latents: Tensor) -> Tensor:
@@ -265,14 +265,7 @@ class NeuroBridge(SpikeModel):
         """
         bins = (torch.arange(batch.bins(self.bin_size), device=batch.device) + 0.5) * self.bin_size
         times = self.latent_times(batch)
-        return self.rotary(times), self.rotary(bins), self.near(bins, times)
-
-    def near(self, queries: Tensor, times: Tensor) -> Tensor:
-        """What attention scores lose with distance in time [(B,) heads, Q, M], each head at its own pace: attention is
-        local before it has learned to be. ALiBi, Press et al. 2021, arXiv 2108.12409; without, it learns nothing for
-        long. queries [(B,) Q] and times [M] in seconds.
-        """
-        return -self.pace[:, None, None] * (queries[..., None, :, None] - times).abs()
+        return self.rotary(times), self.rotary(bins), near(self.pace, bins, times)
 
     def beside(self, seen: SpikeBatch, mask: Mask | None, units: Tensor) -> Tensor:
         """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts."""
@@ -301,27 +294,3 @@ def _whole(length: float, part: float, what: str) -> int:
     if number < 1 or abs(number * part - length) > 1e-6:
         raise WorkbenchError(f"{what} of {length:g} s are no whole number of {part:g} s; choose others")
     return number
-
-
-def factors(counts: Tensor, dim: int, most: int = 32) -> Tensor:
-    """What units [N] of counts [W, N, T] share: loadings on the leading factors of √counts, as far as they stand above
-    noise, turned at random into [N, dim] of unit variance.
-    """
-    z = counts.sqrt().transpose(0, 1).flatten(1)
-    if min(z.shape) < 2:                                                # nothing to share
-        return z.new_zeros(len(z), dim)
-    z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=1e-3)
-    loadings, size, _ = torch.svd_lowrank(z, q=min(most, *z.shape), niter=4)
-    above = (size.square() / z.shape[1] - 1).clamp(min=0).sqrt()        # independent units have variances of 1
-    found = loadings * above @ torch.randn(len(size), dim)
-    return found / found.square().mean().sqrt().clamp(min=1e-6)
-
-
-def _windows(session: Session, window: float, most: int) -> SpikeBatch | None:
-    """Windows spread evenly over a session, `most` at most; None where it has none so long."""
-    long = session.intervals[np.diff(session.intervals)[:, 0] >= window - 1e-9]
-    if not len(long):
-        return None
-    starts = sliding(long, window, window)
-    starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))]
-    return Reader([session]).read(np.zeros(len(starts), int), starts, window)

@@ -22,6 +22,7 @@ from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import window_mse
 from workbench.models.base import Output, SpikeModel, scaling
 from workbench.models.neurobridge import NeuroBridge
+from workbench.nn.near import near
 from workbench.nn.perceiver import CrossAttention
 from workbench.session import Session
 
@@ -107,7 +108,7 @@ class NeuroBridgeDecoder(SpikeModel):
         at = (torch.arange(latents.shape[1], device=times.device) + 0.5) * (self.chunk / encoder.per_chunk)
         queries = self.queries.repeat(padded.shape[1] // number, 1).expand(len(latents), -1, -1)
         found = queries + self.ask(queries, encoder.rotary(padded), latents, encoder.rotary(at),
-                                   encoder.near(padded, at))
+                                   near(encoder.pace, padded, at))
         return found.unflatten(1, (-1, number)).flatten(2)[window, column]
 
 
