@@ -38,6 +38,18 @@ def poisson_nll_rate(rates: Tensor, counts: Tensor, where: Tensor | None = None)
     return each.mean() if where is None else mean_where(each, where)
 
 
+def negative_binomial_nll(log_rates: Tensor, log_sizes: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of counts that vary more than Poisson's: variance μ + μ²/r, for sizes r; mean of entries.
+
+    log_rates, counts, and where (true: it counts) of one shape, log_sizes broadcast to it. Hilbe 2011, "Negative
+    Binomial Regression"; without the term that no model can change, so that it nears `poisson_nll` as r grows.
+    """
+    sizes = log_sizes.exp()
+    each = (counts + sizes) * torch.log1p((log_rates - log_sizes).exp()) - counts * (log_rates - log_sizes)
+    each = each - torch.lgamma(counts + sizes) + torch.lgamma(sizes)
+    return each.mean() if where is None else mean_where(each, where)
+
+
 def softened_cross_entropy(logits: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
     """Cross-entropy of counts as classes, each softened into a Poisson over all of them; the mean of entries, in nats.
 

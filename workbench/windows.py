@@ -118,6 +118,15 @@ def sliding(intervals: np.ndarray, duration: float, step: float) -> np.ndarray:
     return np.concatenate(starts)
 
 
+def reaching_back(intervals: np.ndarray, seconds: float, valid: np.ndarray) -> np.ndarray:
+    """The intervals [n, 2], each from that many seconds earlier on, as far as the `valid` recording [m, 2] goes: for
+    windows that open with a history. They may overlap.
+    """
+    intervals = np.array(intervals, float).reshape(-1, 2)
+    inside = np.searchsorted(valid[:, 0], intervals[:, 0] + 1e-9, side="right") - 1
+    return np.stack([np.maximum(intervals[:, 0] - seconds, valid[inside, 0]), intervals[:, 1]], axis=1)
+
+
 def aligned(intervals: np.ndarray, times: np.ndarray, interval: float, duration: float) -> np.ndarray:
     """The intervals, each starting half a sampling interval before its first sample: bins from there centre on samples.
 

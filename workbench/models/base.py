@@ -44,6 +44,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
 
     window    seconds of spikes that the model wants to see at once
     warmup    seconds at the start of each window whose predictions lack history and are not used
+    history   seconds that a window opens with and that are seen only: they may come from before the time to score
     bin_size  seconds of its bins, for a model of binned counts: its windows are aligned with the target's samples
     reads     series besides the target that its batches have to carry
     spikes    whether it sees spikes; a model of calcium traces does not
@@ -54,6 +55,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     decodes = reconstructs = forecasts = generates = embeds = False
     window: float = 1.0
     warmup: float = 0.0
+    history: float = 0.0
     bin_size: float | None = None
     reads: Sequence[str] = ()
     spikes: bool = True

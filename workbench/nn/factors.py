@@ -26,9 +26,10 @@ def loadings(counts: Tensor, most: int) -> Tensor:
     if min(z.shape) < 2:
         return z.new_zeros(len(z), 0)
     z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=1e-3)
-    found, size, _ = torch.svd_lowrank(z, q=min(most, *z.shape), niter=4)
-    above = (size.square() / z.shape[1] - 1).clamp(min=0).sqrt()        # independent units have variances of 1
-    return found * above
+    variance, found = torch.linalg.eigh(z @ z.T / z.shape[1])
+    variance, found = variance.flip(0)[:most], found.flip(1)[:, :most]
+    found = found * torch.where(found.pow(3).sum(0) < 0, -1.0, 1.0)     # of a sign that the units' order cannot change
+    return found * (variance - 1).clamp(min=0).sqrt()                   # independent units have variances of 1
 
 
 def spread_windows(session: Session, window: float, most: int) -> SpikeBatch | None:

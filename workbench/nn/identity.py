@@ -28,25 +28,28 @@ from torch.nn.functional import pad
 
 from workbench.batch import Reader
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
+from workbench.nn.factors import loadings
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 from workbench.windows import sliding
 
 LAGS = 8                                                                # bins, of the statistics
+BROAD = 0.1                                                             # s, of the bins that loadings come from
 
 
 class Identity(Vocabulary):
     """A vocabulary of units whose vectors [U, dim] are worked out, not looked up; used as one, once `measure` has seen
     the session.
 
-    `weight` [1 + units, 2 + M × W] holds what was measured: mean and deviation of a unit's counts a bin, and its
-    windows. It is saved, and never learned. bin_size in seconds; a window has `reference_bins`. In evaluation the last
-    vectors are kept, and given again for the same rows while what they come from is the same, to the bit.
+    `weight` [1 + units, 2 + M × W (+ 1 + population)] holds what was measured: mean and deviation of a unit's counts a
+    bin, its windows, then its session's number and its loadings. It is saved, and never learned. bin_size in seconds;
+    a window has `reference_bins`. In evaluation the last vectors are kept, and given again for the same rows while what
+    they come from is the same, to the bit.
     """
 
     def __init__(self, units: Sequence[str], dim: int, *, bin_size: float, reference: str = "windows",
                  reference_windows: int = 8, reference_bins: int = 200, reference_drawn: int | None = None,
-                 standardise: bool = True):
+                 standardise: bool = True, population: int = 0):
         if reference not in SUMMARIES:
             raise UnknownName("reference", reference, SUMMARIES, where="the references that tell units apart")
         if reference_drawn is not None and not 1 <= reference_drawn <= reference_windows:
@@ -56,10 +59,13 @@ class Identity(Vocabulary):
         self.bin_size, self.summary, self.standardise = bin_size, reference, standardise
         self.windows, self.bins, self.drawn = reference_windows, reference_bins, reference_drawn or reference_windows
         wide = SUMMARIES[reference](torch.zeros(1, 1, reference_bins)).shape[2]
-        self.weight = nn.Parameter(torch.zeros(1 + len(self.words), 2 + reference_windows * wide), requires_grad=False)
+        self.population, self.own = population, 2 + reference_windows * wide
+        width = self.own + (1 + population if population else 0)
+        self.weight = nn.Parameter(torch.zeros(1 + len(self.words), width), requires_grad=False)
         norm = nn.LayerNorm if standardise else lambda *_: nn.Identity()
         self.per_window = nn.Sequential(norm(wide), nn.Linear(wide, dim), nn.GELU(), nn.Linear(dim, dim))
         self.per_unit = nn.Sequential(norm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), norm(dim))
+        self.place = nn.Linear(population, dim, bias=False) if population else None
         self._last: tuple[torch.dtype | None, list[Tensor], Tensor] = None, [], torch.empty(0)
 
     @torch.no_grad()
@@ -82,7 +88,20 @@ class Identity(Vocabulary):
         found = torch.cat([mean[:, None], deviation[:, None], SUMMARIES[self.summary](counts).flatten(1)], dim=1)
         names = [f"{session.id}/{unit}" for unit in session.units["id"]]
         self.extend(names)
+        if self.population:
+            found = torch.cat([found, self._among(session, intervals, names[0], span)], dim=1)
         self.weight[self.rows(names)] = found.to(self.weight)
+
+    def _among(self, session: Session, intervals: np.ndarray, name: str, span: float) -> Tensor:
+        """The number of a session, its own or the next, and its units' loadings, of unit variance [N, 1 + population].
+        """
+        known, numbers = self.weight[self.row[name]], self.weight[:, self.own]
+        number = known[self.own] if known[1] else numbers.max() + 1
+        starts, broad = sliding(intervals, span, span), max(round(BROAD / self.bin_size), 1)
+        counts = Reader([session]).read(np.zeros(len(starts), int), starts, span).counts(self.bin_size)
+        found = loadings(counts[..., :self.bins - self.bins % broad].unflatten(2, (-1, broad)).sum(3), self.population)
+        found = pad(found / found.square().mean().sqrt().clamp(min=1e-6), (0, self.population - found.shape[1]))
+        return torch.cat([number.cpu().expand(len(found), 1), found], dim=1)
 
     def level(self, rows: Tensor) -> Tensor:
         """Mean and standard deviation of the units' counts a bin [U, 2]; the deviation is 0.05 at least."""
@@ -95,7 +114,7 @@ class Identity(Vocabulary):
         if self.training or torch.is_grad_enabled():
             return self._encode(measured).index_select(0, at)
         # Compared by value: whatever changed them, and however, is noticed.
-        sources = [measured, *self.per_window.parameters(), *self.per_unit.parameters()]
+        sources = [measured, *(p for p in self.parameters() if p is not self.weight)]
         kind = measured.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         was, kept, vectors = self._last
@@ -105,11 +124,18 @@ class Identity(Vocabulary):
         return vectors.index_select(0, at)
 
     def _encode(self, measured: Tensor) -> Tensor:
-        windows = measured[:, 2:].unflatten(1, (self.windows, -1))
+        windows = measured[:, 2:self.own].unflatten(1, (self.windows, -1))
         if self.training and self.drawn < self.windows:
             lot = torch.rand(windows.shape[:2], device=windows.device).topk(self.drawn).indices
             windows = windows.take_along_dim(lot[..., None], dim=1)
-        return self.per_unit(self.per_window(windows).mean(1))
+        found = self.per_unit(self.per_window(windows).mean(1))
+        if not self.population:
+            return found
+        session, among = measured[:, self.own].long(), measured[:, self.own + 1:]
+        if self.training:
+            signs = torch.randint(2, (int(session.max()) + 1, self.population), device=among.device) * 2.0 - 1
+            among = among * signs[session]
+        return found + self.place(among)
 
     def _session_rows(self, session: str, units: tuple[str, ...]) -> Tensor:
         try:

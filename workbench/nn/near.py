@@ -17,6 +17,6 @@ def paces(heads: int) -> Tensor:
 def near(pace: Tensor, queries: Tensor, times: Tensor) -> Tensor:
     """What attention scores lose with distance in time [(B,) heads, Q, M], each head at its own pace [heads].
 
-    queries [(B,) Q] and times [M] in seconds.
+    queries [(B,) Q] and times [(B,) M] in seconds.
     """
-    return -pace[:, None, None] * (queries[..., None, :, None] - times).abs()
+    return -pace[:, None, None] * (queries[..., None, :, None] - times[..., None, None, :]).abs()

@@ -23,7 +23,7 @@ from workbench.analysis import decoding, probe
 from workbench.batch import Reader
 from workbench.errors import BadRecording
 from workbench.session import Session
-from workbench.windows import aligned, sliding
+from workbench.windows import aligned, reaching_back, sliding
 
 MOST = 256                                                              # windows that a loss is the mean of
 DRAWS = 3                                                               # of held-out units
@@ -128,13 +128,14 @@ def _filled(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.nd
 @torch.no_grad()
 def own_loss(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndarray], target: str | None = None, *,
              seed: int = 0, batch_size: int = 16) -> float:
-    """The mean of the model's loss over windows side by side in `parts` ([n, 2] seconds, one array a session).
+    """The mean of the model's loss over windows side by side in `parts` ([n, 2] seconds, one array a session); only a
+    history that they open with may lie before.
 
     The same windows and the same random numbers (a masked model hides something in evaluation too) at every call.
     """
     reader = Reader(sessions, (target,) if target is not None else (), also=model.reads)
-    starts = [sliding(_edges(model, s, part, target), model.window, model.window)
-              for s, part in zip(sessions, parts, strict=True)]
+    starts = [sliding(reaching_back(_edges(model, s, part, target), model.history, s.intervals), model.window,
+                      model.window - model.history) for s, part in zip(sessions, parts, strict=True)]
     session, starts = np.repeat(np.arange(len(sessions)), [len(s) for s in starts]), np.concatenate(starts)
     if len(starts) > MOST:
         chosen = np.linspace(0, len(starts) - 1, MOST).round().astype(int)
