@@ -23,5 +23,8 @@ SMALL = {
     "neurobridge": dict(dim=32, width=32, depth=1, heads=2, latents=2, bin_size=0.05, dropout=0.0),
     "neurobridge_decoder": dict(encoder=dict(dim=32, width=32, depth=1, heads=2, latents=2, bin_size=0.05, dropout=0.0),
                                 readout_dropout=0.0),
+    "neurohorizon": dict(dim=32, width=32, depth=1, heads=2, latents=2, bin_size=0.05, chunk=0.1, history=1.0,
+                         recent=0.5, horizon=0.5, conditions={"vel": "all"}, dropout=0.0, reference_windows=4,
+                         reference_bins=40, population=4),
     "neds": dict(dim=32, width=64, depth=2, heads=2, inner=64, window=1.0),
 }

@@ -35,7 +35,7 @@ class Condition(nn.Module):
         self.blank, self.query = (nn.Parameter(torch.randn(1, width) * 0.02) for _ in range(2))
         self.to_q, self.to_kv = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
         self.to_out = nn.Linear(width, width)
-        nn.init.zeros_(self.to_out.weight)                              # nothing is said before something is learned
+        nn.init.normal_(self.to_out.weight, std=1e-3)                   # next to nothing is said before it is learned
         nn.init.zeros_(self.to_out.bias)
 
     def forward(self, at: Tensor, bins: Tensor, samples: Samples, shown: Tensor, rotary: RotaryTime,
@@ -64,8 +64,7 @@ class Conditions(nn.Module):
         super().__init__()
         self.each = nn.ModuleList(Condition(n, width, heads) for n in columns.values())
         self.ffn = FeedForward(width, dropout)
-        nn.init.zeros_(self.ffn.down.weight)
-        nn.init.zeros_(self.ffn.down.bias)
+        nn.init.normal_(self.ffn.down.weight, std=1e-3)
 
     def forward(self, at: Tensor, samples: list[Samples], shown: Tensor, rotary: RotaryTime,
                 pace: Tensor) -> tuple[Tensor, Tensor]:
