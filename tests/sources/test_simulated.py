@@ -1,5 +1,6 @@
 """The simulated reaching recording has the statistics it claims, and its truth is the truth."""
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from workbench import Session
 from workbench.errors import BadRecording
-from workbench.sources.simulated import DEAD, many_spikes, reach_sim
+from workbench.sources.simulated import DEAD, _plan, bits_told, many_spikes, reach_sim
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,106 @@ def test_impossible_sizes_are_refused_in_one_sentence():
     for bad in ({"session": -1}, {"units": 1}, {"seconds": 1}):
         with pytest.raises(BadRecording, match="needs session >= 0"):
             reach_sim(**bad)
+
+
+def test_a_session_is_the_one_it_always_was():
+    made = reach_sim(1, seconds=20, units=20)
+    spikes = hashlib.sha256(made.spike_times.tobytes() + made.spike_units.tobytes()).hexdigest()
+    assert spikes.startswith("99d6e591c9c48e8a")
+
+
+def test_the_plan_can_be_told_from_the_trials(recording):
+    plan = np.zeros((len(recording.truth["latents"]), 2))
+    for trial in recording.trials.itertuples():
+        _plan(plan, trial.target_on_time, trial.move_onset_time, np.array([trial.reach_x, trial.reach_y]))
+    np.testing.assert_allclose(plan, recording.truth["latents"][:, 2:4], atol=1e-6)
+    assert np.abs(plan).max() > 0.5
+
+
+def test_drives_split_the_units_evenly_and_a_unit_stays_in_its_region():
+    drives = {"A": (1, 0), "B": (0, 1), "C": (1, 1)}
+    days = [reach_sim(k, seconds=5, units=32, drives=drives).units for k in range(3)]
+    for units in days:
+        assert units["region"].value_counts().to_dict() == {"A": 11, "B": 11, "C": 10}
+    for before, after in pairwise(days):
+        both = before.merge(after, on="id")
+        assert len(both) >= 16 and (both["region_x"] == both["region_y"]).all()
+
+
+def test_drives_change_the_units_and_nothing_else_of_a_session():
+    one, other = reach_sim(seconds=10, units=20), reach_sim(seconds=10, units=20, drives={"A": (0, 2), "B": (1, 0)})
+    assert one.trials.equals(other.trials)
+    assert np.array_equal(one.series["hand_vel"].values, other.series["hand_vel"].values)
+    assert np.array_equal(one.truth["latents"], other.truth["latents"])
+
+
+def test_drive_is_exactly_zero_where_its_strength_is_and_grows_with_it():
+    told = np.array([reach_sim(seconds=20, units=20, drives={"A": (x, 0), "B": (0, x), "C": (0, 0)}).truth["drive"]
+                     for x in (0.25, 0.5, 1, 2)])                       # [strengths, regions, 2]
+    assert (told[:, [0, 1, 2, 2], [1, 0, 0, 1]] == 0).all()
+    assert (told[0, [0, 1], [0, 1]] > 0).all() and (np.diff(told[:, [0, 1], [0, 1]], axis=0) > 0).all()
+    made = reach_sim(seconds=5, units=4, drives={"A": (1, 0), "B": (0, 1)})
+    assert list(made.truth["drive_names"]) == ["A", "B"]
+    assert list(made.truth["drive_modalities"]) == ["movement", "plan"]
+
+
+@pytest.mark.parametrize(("column", "without"), [(0, (0, 1)), (1, (1, 0))])
+def test_drive_is_what_the_rates_of_the_same_session_without_it_lack(column, without):
+    whole = reach_sim(seconds=60, units=30, drives={"A": (1, 1)}).truth
+    rates, lacking = whole["rates"], reach_sim(seconds=60, units=30, drives={"A": without}).truth["rates"]
+    lacking = lacking * rates.mean(axis=1, keepdims=True) / lacking.mean(axis=1, keepdims=True)
+    expected = (rates * np.log2(rates / lacking)).sum() / rates.sum()   # in bins of 50 ms, so a little less
+    assert 0.95 * expected < whole["drive"][0, column] < 1.1 * expected
+
+
+def test_bits_told_are_a_poisson_likelihood_ratio_at_equal_means():
+    rates, without = np.array([[1.0, 3.0], [2.0, 2.0]]), np.array([[4.0, 4.0], [0.5, 0.5]])
+    np.testing.assert_allclose(bits_told(rates, without), [np.log2(1 / 2) + 3 * np.log2(3 / 2), 0])
+
+
+def test_a_driven_region_is_tuned_to_what_drives_it_and_to_nothing_else():
+    made = reach_sim(seconds=200, units=60, delay=(0.5, 0.9), drives={"moved": (1.5, 0), "planned": (0, 1.5)})
+    trials = made.trials
+    aim, stop = trials[["reach_x", "reach_y"]].to_numpy(), trials["go_cue_time"].to_numpy() - 0.05
+    windows = {"plan": (stop - 0.3, stop), "movement": (trials["move_onset_time"] + 0.08, trials["stop"] - 0.35)}
+    assert len(aim) > 60
+    tuned = {}
+    for name, (begin, end) in windows.items():
+        design = np.c_[np.ones(len(aim)), aim]
+        for region in ("moved", "planned"):
+            explained = []
+            for unit in np.flatnonzero((made.units["region"] == region) & (made.units["firing_rate"] > 3)):
+                times = made.spike_times[made.spike_units == unit]
+                rate = (np.searchsorted(times, end) - np.searchsorted(times, begin)) / (end - begin)
+                error = rate - design @ np.linalg.lstsq(design, rate, rcond=None)[0]
+                explained.append(1 - (error ** 2).sum() / ((rate - rate.mean()) ** 2).sum())
+            tuned[name, region] = np.median(explained)
+    by_chance = 2 / (len(aim) - 1)
+    assert tuned["plan", "planned"] > 4 * by_chance and tuned["plan", "moved"] < 2 * by_chance
+    assert tuned["movement", "moved"] > 4 * by_chance and tuned["movement", "planned"] < 2 * by_chance
+
+
+def test_how_much_a_unit_fires_does_not_depend_on_what_drives_it():
+    still, driven = (reach_sim(seconds=30, units=60, drives={"A": (x, x)}).truth["mean_rate"] for x in (0, 1))
+    assert 0.85 < np.median(driven / still) <= 1 and (driven / still).min() > 0.5
+    drives = {"A": (0, 0), "B": (2, 0), "C": (0, 2)}
+    rates = np.log(reach_sim(seconds=20, units=180, drives=drives).truth["mean_rate"]).reshape(3, 60)
+    assert np.ptp(np.median(rates, axis=1)) < 3 * 1.15 * np.sqrt(np.pi / 2 / 60)
+
+
+def test_drives_survive_saving(tmp_path):
+    made = reach_sim(seconds=5, units=6, drives={"A": (1, 0), "B": (0, 1)})
+    read = Session.open(made.save(tmp_path / "driven.h5"))
+    assert list(read.truth["drive_names"]) == ["A", "B"] and np.array_equal(read.truth["drive"], made.truth["drive"])
+    assert np.array_equal(read.trials["reach_x"], made.trials["reach_x"])
+
+
+@pytest.mark.parametrize("bad", [{}, {"A": (1, -0.5)}, {"A": (1,)}, {"A": (1, 0), "B": (1, 0, 0)}, {"A": 1},
+                                 {"A": ("much", 1)}, {"A": (float("nan"), 1)}, {1: (1, 0)}, ["A"],
+                                 {name: (1, 1) for name in "ABCDEFGHI"}])
+def test_drives_that_are_not_two_strengths_a_region_are_refused_in_one_sentence(bad):
+    with pytest.raises(BadRecording, match=r"drives names 1 to 8 .* two numbers >= 0, movement and plan, as in"):
+        reach_sim(seconds=5, units=8, drives=bad)
 
 
 def test_many_spikes_gives_about_that_many_refractory_spikes_without_tuning():
