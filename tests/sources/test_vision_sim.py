@@ -1,5 +1,6 @@
 """The simulated visual recording: what is built into it can be found in it again, where and when it should be."""
 
+import hashlib
 import time
 
 import numpy as np
@@ -248,3 +249,74 @@ def test_impossible_sizes_are_refused_in_one_sentence():
     for bad in ({"session": -1}, {"subject": -1}, {"units": 5}, {"pictures": 3}, {"repeats": 0}):
         with pytest.raises(BadRecording, match="needs session and subject >= 0"):
             vision_sim(**bad)
+
+
+def test_a_session_is_the_one_it_always_was():
+    made = vision_sim(1, pictures=26, repeats=1, units=20)
+    spikes = hashlib.sha256(made.spike_times.tobytes() + made.spike_units.tobytes()).hexdigest()
+    assert spikes.startswith("4297bd4fbc4ecee4")
+
+
+def test_driven_regions_are_v1_v4_and_it_like_by_turns_and_evenly_large():
+    made = vision_sim(pictures=13, repeats=1, units=42, drives={name: (1, 1) for name in "ABCDE"})
+    assert made.units["region"].value_counts().to_dict() == {"A": 9, "B": 9, "C": 8, "D": 8, "E": 8}
+    for name, like in zip("ABCDE", ("V1", "V4", "IT", "V1", "V4"), strict=True):
+        latency, (*_, least, most) = made.truth["latency"][in_region(made, name)], LATENCY[like]
+        assert least <= latency.min() and latency.max() <= most, name
+    assert len(made.truth["filters"]) == 17 and len(made.truth["category_weights"]) == 8
+    assert "category_weights" not in vision_sim(pictures=13, repeats=1, units=10, drives={"A": (1, 1)}).truth
+
+
+def test_drive_is_exactly_zero_where_its_strength_is_and_grows_with_it():
+    told = np.array([vision_sim(pictures=13, repeats=4, units=18, drives={"A": (x, 0), "B": (0, x), "C": (0, 0)}
+                                ).truth["drive"] for x in (0.25, 0.5, 1, 2)])       # [strengths, regions, 2]
+    assert (told[:, [0, 1, 2, 2], [1, 0, 0, 1]] == 0).all()
+    assert (told[0, [0, 1], [0, 1]] > 0).all() and (np.diff(told[:, [0, 1], [0, 1]], axis=0) > 0).all()
+
+
+@pytest.fixture(scope="module")
+def driven() -> Session:
+    return vision_sim(pictures=39, repeats=6, units=120, seed=2, drives={
+        "shown": (1, 0), "run": (0, 1.5), "neither": (0, 0), "both": (1, 1.5)})
+
+
+def test_a_driven_region_answers_to_what_drives_it_and_to_nothing_else(driven):
+    speed, onset = driven.series["running_speed"], driven.stimuli["start"].to_numpy()
+    pace = speed.values[np.searchsorted(speed.times, onset), 0]
+    answers, pushes = {}, {}
+    for name in driven.truth["drive_names"]:
+        times = driven.spike_times[in_region(driven, name)[driven.spike_units]]
+        answer, before = counts(driven, [times], 0.05, 0.3).mean(), counts(driven, [times], -0.15, 0.0)[:, 0]
+        answers[name] = answer / 0.25 / (before.mean() / 0.15)
+        pushes[name] = before[pace > 5].mean() / before[pace == 0].mean()
+    assert (pace > 5).sum() > 30 and (pace == 0).sum() > 30
+    assert min(answers["shown"], answers["both"]) > 1.5 and max(abs(answers[k] - 1) for k in ("run", "neither")) < 0.1
+    assert min(pushes["run"], pushes["both"]) > 1.4 and max(abs(pushes[k] - 1) for k in ("shown", "neither")) < 0.15
+    assert list(driven.truth["drive_modalities"]) == ["picture", "running"]
+    assert ((driven.truth["drive"] > 0) == [[True, False], [False, True], [False, False], [True, True]]).all()
+
+
+def test_driven_regions_fire_alike_whatever_drives_them(driven):
+    rates = [driven.rates()[in_region(driven, name)].mean() for name in driven.truth["drive_names"]]
+    assert min(rates) > 4 and max(rates) < 8
+    # Seed 8 runs about as much as is usual; shorter sessions may run hardly at all.
+    still, shown, run = (vision_sim(pictures=13, repeats=9, units=40, seed=8, drives={"A": both}).rates().mean()
+                         for both in ((0, 0), (2, 0), (0, 3)))
+    assert abs(shown / still - 1) < 0.15 and abs(run / still - 1) < 0.15
+
+
+def test_drives_survive_saving_and_units_stay_what_they_are_over_sessions(tmp_path):
+    drives = {"A": (1, 0), "B": (0.5, 2)}
+    one, two = (vision_sim(k, pictures=13, repeats=1, units=20, drives=drives) for k in (0, 1))
+    read = Session.open(one.save(tmp_path / "driven.h5"))
+    assert list(read.truth["drive_names"]) == ["A", "B"] and np.array_equal(read.truth["drive"], one.truth["drive"])
+    _, first, second = np.intersect1d(one.truth["unit"], two.truth["unit"], return_indices=True)
+    assert len(first) > 10
+    for name in ("baseline", "peak", "run_gain"):
+        np.testing.assert_array_equal(one.truth[name][first], two.truth[name][second])
+
+
+@pytest.mark.parametrize("bad", [{}, {"A": (1, -0.5)}, {"A": (1,)}, {"A": ("much", 1)}])
+def test_drives_that_are_not_two_strengths_a_region_are_refused_in_one_sentence(bad):
+    with pytest.raises(BadRecording, match=r"drives names 1 to 20 .* two numbers >= 0, picture and running, as in"):
+        vision_sim(pictures=13, repeats=1, units=20, drives=bad)

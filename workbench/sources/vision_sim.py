@@ -17,6 +17,7 @@ categories and V1 places is built in: finding it checks an analysis and discover
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -25,55 +26,73 @@ import pandas as pd
 from workbench.errors import BadRecording
 from workbench.session import Series, Session
 from workbench.sources import drawn
-from workbench.sources.simulated import refractory_spikes
+from workbench.sources.simulated import bits_told, refractory_spikes, shared_out, strengths, true_drives
 
 STEP = 0.005                                                            # s, the grid of rates
 SHOWN, PAUSE = 0.25, (0.2, 0.3)                                         # s, a picture; least and greatest time after it
 REGIONS = ("V1", "V4", "IT")
+DRIVES = ("picture", "running")
 SHARE = {"V1": 0.4, "V4": 0.3, "IT": 0.3}                               # of the units
 LATENCY = {"V1": (0.052, 0.012, 0.03, 0.08), "V4": (0.085, 0.015, 0.06, 0.12),
            "IT": (0.130, 0.028, 0.08, 0.20)}                            # s: mean, spread, least, greatest
 RUN_GAIN = {"V1": 0.8, "V4": 0.4, "IT": 0.15}                           # how much more at full speed
+USUAL_PACE = 0.28                                                       # of the run gain, the mean over a session
+LAGS = np.arange(round((SHOWN + 0.25) / STEP) + 1)                      # steps after onset in which units answer
 TOGETHER, ALONE = 0.2, 0.3                                              # spread of log gain over trials
 CEILING = 120.0                                                         # spikes/s, no unit fires faster
 LUMINANCE, RED_GREEN, BLUE_YELLOW = (0.3, 0.59, 0.11), (1.0, -1.0, 0.0), (-0.5, -0.5, 1.0)
 
 
 def vision_sim(session: int = 0, *, subject: int = 0, pictures: int = 195, repeats: int = 5, units: int = 150,
-               seed: int = 0) -> Session:
+               seed: int = 0, drives: Mapping[str, tuple[float, float]] | None = None) -> Session:
     """Session number `session` of simulated animal `subject`: `pictures` shown `repeats` times each in random order.
 
     All animals of a `seed` see the same pictures (`images` [pictures, 64, 64, 3], `stimuli.image`), 0.25 s each. A
     session has `units` of the subject's 4/3 as many, so that two sessions share about three quarters of theirs, by id.
-    The same arguments give the same session, to the last bit.
+    drives: region → how strongly (picture, running) drive its units (1: as strongly as pictures drive units of V1, V4
+    and IT, and running those of V1; 0: not at all). The units are then split evenly over these regions, which are by
+    turns V1-, V4- and IT-like in what they answer to and how soon; how much a unit fires does not depend on what drives
+    it. The same arguments give the same session, to the last bit.
 
     Series running_speed (cm/s, 50 Hz). `truth` holds, in the order of the session's units: unit (number in the id),
     kind, latency (s, to half of the rise), baseline and peak (spikes/s), run_gain (gain at full speed, less 1), place
     [N, 2] (x, y from -1 to 1), orientation (radians), frequency (cycles a picture), tuning [N, pictures] (the answer
     as a share of peak); filters [V1 units, 64, 64, 3]; category_weights [IT units, categories] by category_names;
-    shared_gain [presentations, 3]; and the pictures' category, color and kind as picture_*.
+    shared_gain [presentations, regions]; and the pictures' category, color and kind as picture_*. With `drives`,
+    baseline, peak and run_gain are what the drives made of them, filters and category_weights those of the V1-like and
+    IT-like units (the latter left out where no region is IT-like), and truth also holds drive [regions, 2]: what
+    picture and running (drive_modalities) tell of each region (drive_names), bits per spike; see
+    `simulated.bits_told`. An answer's gain, which differs from trial to trial, counts as picture.
 
-    Raises BadRecording for a negative number, fewer than 10 units, 13 pictures or 1 repeat.
+    Raises BadRecording for a negative number, fewer than 10 units, 13 pictures or 1 repeat, or drives that are not two
+    numbers >= 0 for every region, or of more regions than units.
     """
     if min(session, subject) < 0 or units < 10 or pictures < len(drawn.CATEGORIES) or repeats < 1:
         raise BadRecording(f"a simulated visual session needs session and subject >= 0, units >= 10, pictures >= "
                            f"{len(drawn.CATEGORIES)} and repeats >= 1, not session {session}, subject {subject}, "
                            f"{units} units, {pictures} pictures and {repeats} repeats")
     images, shown = drawn.pictures(pictures, seed), drawn.descriptions(pictures, seed)
-    cells = _animal(seed, subject, session, units, images, shown)
+    strength = None if drives is None else strengths(drives, DRIVES, units)
+    regions = list(REGIONS if drives is None else drives)
+    cells = _animal(seed, subject, session, _sizes(units) if drives is None else shared_out(units, len(regions)),
+                    images, shown)
     rng = np.random.default_rng([seed, 22, subject, session])
     stimuli = _presentations(rng, shown, repeats)
     steps = round((stimuli["stop"].iloc[-1] + 1.0) / STEP)
     speed = _running(rng, steps)
-    together = rng.lognormal(0, TOGETHER, (len(stimuli), len(REGIONS)))
-    spikes, rows = _spikes(rng, cells, stimuli, speed, together)
+    together = rng.lognormal(0, TOGETHER, (len(stimuli), len(regions)))
+    if drives is not None:
+        cells |= _driven(cells, strength[cells["region"]])
+    spikes, rows, told, total = _spikes(rng, cells, stimuli, speed, together, tell=drives is not None)
     table = pd.DataFrame({"id": [f"s{subject}u{n:04d}" for n in cells["unit"]],
-                          "region": np.array(REGIONS)[cells["region"]],
+                          "region": np.array(regions)[cells["region"]],
                           "firing_rate": np.bincount(rows, minlength=units) / (steps * STEP)})
     names = ("unit", "kind", "latency", "baseline", "peak", "run_gain", "place", "orientation", "frequency", "tuning",
              "filters", "category_weights")
-    truth = {name: cells[name] for name in names} | {"category_names": np.array(drawn.CATEGORIES)}
+    truth = {name: cells[name] for name in names if name in cells} | {"category_names": np.array(drawn.CATEGORIES)}
     truth |= {f"picture_{name}": shown[name].to_numpy(str) for name in ("category", "color", "kind")}
+    if drives is not None:
+        truth |= true_drives(regions, DRIVES, cells["region"], told, total)
     every = round(0.02 / STEP)
     return Session(
         id=f"vision-sim-{seed}-{subject}-{session}", spike_times=spikes, spike_units=rows, units=table, stimuli=stimuli,
@@ -84,25 +103,51 @@ def vision_sim(session: int = 0, *, subject: int = 0, pictures: int = 195, repea
         description=f"simulated V1, V4 and IT answering drawn pictures, session {session} of animal {subject}")
 
 
-def _animal(seed: int, subject: int, session: int, units: int, images: np.ndarray,
+def _sizes(units: int) -> np.ndarray:
+    """How many of `units` are in V1, V4 and IT [3]."""
+    others = [max(round(SHARE[region] * units), 1) for region in REGIONS[1:]]
+    return np.array([units - sum(others), *others])
+
+
+def _animal(seed: int, subject: int, session: int, sizes: np.ndarray, images: np.ndarray,
             shown: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Parameters [N] and tuning [N, pictures] of the units that `session` found, sorted by region."""
-    sizes = {region: max(round(SHARE[region] * units), 1) for region in REGIONS[1:]}
-    sizes = {"V1": units - sum(sizes.values())} | sizes
+    """Parameters [N] and tuning [N, pictures] of the units that `session` found, sorted by region; `sizes` of them.
+
+    Regions are by turns V1-, V4- and IT-like.
+    """
     parts, first = [], 0
-    for k, region in enumerate(REGIONS):
-        n = sizes[region] + -(-sizes[region] // 3)
+    for k, size in enumerate(sizes):
+        n = size + -(-size // 3)
         rng = np.random.default_rng([seed, 21, subject, k])
-        all_of_it = _born(rng, n, region) | (_v1, _v4, _it)[k](rng, n, images, shown)
-        found = np.sort(np.random.default_rng([seed, 23, subject, session, k]).permutation(n)[:sizes[region]])
+        like = k % len(REGIONS)
+        all_of_it = _born(rng, n, REGIONS[like]) | (_v1, _v4, _it)[like](rng, n, images, shown)
+        found = np.sort(np.random.default_rng([seed, 23, subject, session, k]).permutation(n)[:size])
         part = {name: values[found] for name, values in all_of_it.items()}
-        parts.append(part | {"unit": first + found, "region": np.full(sizes[region], k)})
+        parts.append(part | {"unit": first + found, "region": np.full(size, k)})
         first += n
     blank = {"orientation": np.nan, "frequency": np.nan}
     cells = {name: np.concatenate([part.get(name, np.full(len(part["unit"]), blank.get(name))) for part in parts])
              for name in ("unit", "region", "kind", "latency", "baseline", "peak", "run_gain", "place", "orientation",
                           "frequency", "tuning")}
-    return cells | {"filters": parts[0]["filters"], "category_weights": parts[2]["category_weights"]}
+    for name in ("filters", "category_weights"):
+        if having := [part[name] for part in parts if name in part]:
+            cells[name] = np.concatenate(having)
+    return cells
+
+
+def _driven(cells: dict[str, np.ndarray], strength: np.ndarray) -> dict[str, np.ndarray]:
+    """Baseline, peak and run gain [N] under the `strength` [N, 2] of picture and running.
+
+    Each unit is scaled as a whole, so that in a usual session it fires, whatever its strengths, as much as it would at
+    rest under pictures of strength 1.
+    """
+    picture, running = strength.T
+    answer = STEP / (SHOWN + np.mean(PAUSE)) * _course(cells["latency"], (LAGS + 0.5) * STEP).sum(axis=1)
+    answer *= cells["peak"] * cells["tuning"].mean(axis=1)              # spikes/s, the mean over a session
+    own = np.array([RUN_GAIN[REGIONS[k % len(REGIONS)]] for k in cells["region"]])
+    run_gain = running * cells["run_gain"] * RUN_GAIN["V1"] / own
+    scale = (cells["baseline"] + answer) / (cells["baseline"] + picture * answer) / (1 + run_gain * USUAL_PACE)
+    return {"baseline": scale * cells["baseline"], "peak": scale * picture * cells["peak"], "run_gain": run_gain}
 
 
 def _born(rng: np.random.Generator, n: int, region: str) -> dict[str, np.ndarray]:
@@ -222,6 +267,11 @@ def _running(rng, steps: int) -> np.ndarray:
     return (18 * (np.interp(np.arange(steps), knots, walk) - 0.1)).clip(0, 45)
 
 
+def _pace(speed: np.ndarray) -> np.ndarray:
+    """How much of their run gain units have at a speed [T] in cm/s: 0 at rest, half of it at 5 cm/s."""
+    return speed / (speed + 5)
+
+
 def _course(latency: np.ndarray, lags: np.ndarray) -> np.ndarray:
     """How far a unit answers at `lags` after onset [N, L]: half of the rise at its latency, a transient, a plateau."""
     since = lags - latency[:, None]
@@ -229,22 +279,29 @@ def _course(latency: np.ndarray, lags: np.ndarray) -> np.ndarray:
     return rise * (1 - fall) * (0.45 + 0.55 * np.exp(-(since - 0.02).clip(0) / 0.05))
 
 
-def _spikes(rng, cells, stimuli: pd.DataFrame, speed: np.ndarray, together: np.ndarray):
-    """Spike times [S], sorted, and their rows [S]; one region at a time, for memory."""
+def _spikes(rng, cells, stimuli: pd.DataFrame, speed: np.ndarray, together: np.ndarray, tell: bool):
+    """Spike times [S], sorted, and their rows [S]; with `tell` also what picture and running tell of each unit [N, 2],
+    and the sum of its rates [N]. One region at a time, for memory.
+    """
     onset, image = np.round(stimuli["start"].to_numpy() / STEP).astype(int), stimuli["image"].to_numpy()
-    lags = np.arange(round((SHOWN + 0.25) / STEP) + 1)
-    times, rows = [], []
-    for k in range(len(REGIONS)):
+    times, rows, told, total = [], [], np.zeros((len(cells["unit"]), 2)), np.zeros(len(cells["unit"]))
+    for k in range(together.shape[1]):
         which = np.flatnonzero(cells["region"] == k)
         alone = rng.lognormal(0, ALONE, (len(which), len(image)))
         answer = cells["peak"][which, None] * cells["tuning"][which][:, image] * together[:, k] * alone
-        course = _course(cells["latency"][which], (lags + 0.5) * STEP)
+        course = _course(cells["latency"][which], (LAGS + 0.5) * STEP)
         rates = np.repeat(cells["baseline"][which, None], len(speed), axis=1)
-        for lag in lags:                                                # onsets differ, so no cell is added to twice
+        for lag in LAGS:                                                # onsets differ, so no cell is added to twice
             rates[:, onset + lag] += answer * course[:, lag:lag + 1]
-        rates *= 1 + cells["run_gain"][which, None] * (speed / (speed + 5))
-        found, unit = refractory_spikes(rng, np.minimum(rates, CEILING).astype(np.float32), STEP)
+        push = 1 + cells["run_gain"][which, None] * _pace(speed)
+        without = [cells["baseline"][which, None] * push, rates.copy()] if tell else []
+        rates *= push
+        rates = np.minimum(rates, CEILING)
+        for column, other in enumerate(without):
+            told[which, column] = bits_told(rates, np.minimum(other, CEILING))
+        total[which] = rates.sum(axis=1)
+        found, unit = refractory_spikes(rng, rates.astype(np.float32), STEP)
         times.append(found)
         rows.append(which[unit])
     order = np.argsort(np.concatenate(times), kind="stable")
-    return np.concatenate(times)[order], np.concatenate(rows)[order].astype(np.int32)
+    return np.concatenate(times)[order], np.concatenate(rows)[order].astype(np.int32), told, total
