@@ -50,8 +50,8 @@ def evaluate(model, session: Session, train: np.ndarray, valid: np.ndarray, test
     A curve has lists horizon_ms (the end of each bin, after the origin), bits per spike, low and high, of 95 %.
     r2: of rates and counts smoothed over `SMOOTHING` s in the horizon, all units as one (`weighted_r2`). psth_r2: where
     `by` names a column of conditions, by the bins since the last event `align` of the trials, of what was predicted and
-    what was counted in the scored bins; None without. calibration: see `calibration`. statistics: see
-    `spike_train_distances`. What tells only some bins has a curve of these, and of the others a calibration at most.
+    what was counted in the scored bins; None without. calibration, statistics: see `calibration` and
+    `spike_train_distances`. A baseline that tells only some bins has a curve of these, and None for the three scores.
 
     train, valid, test: intervals [n, 2], sorted; see `windows.split`. stride: s between origins, half the horizon by
     default. given: conditions that the model is shown, None for all. baselines: names, or baselines that are fitted
