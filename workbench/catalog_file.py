@@ -34,7 +34,7 @@ class Simulated(Plain):
 
     method: Literal["simulated"]
     generator: Literal["reach_sim", "many_spikes", "vision_sim"]
-    sessions: dict[str, dict[str, int | float]] = Field(min_length=1)
+    sessions: dict[str, dict[str, int | float | dict[str, tuple[float, float]]]] = Field(min_length=1)
 
 
 class Local(Plain):
