@@ -21,20 +21,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from workbench.analysis.contributions import Gains, contributions, recovery, since
+from workbench.analysis.contributions import Gains, contributions, events_of, recovery, since
 from workbench.analysis.gradients import Integrated, integrated_gradients, ledger
 from workbench.batch import Reader, SpikeBatch
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.metrics import SILENT
 from workbench.session import Session
 
-__all__ = ["Gains", "Integrated", "ablation", "attention", "contributions", "influence", "integrated_gradients",
-           "ledger", "measure", "modalities_of", "origins", "recovery", "since"]
+__all__ = ["Gains", "Integrated", "ablation", "attention", "contributions", "events_of", "influence",
+           "integrated_gradients", "ledger", "measure", "modalities_of", "origins", "recovery", "side_by_side", "since",
+           "windows"]
 
 SPIKES = "spikes"                                                       # the modality that is the units' own past
 
@@ -71,7 +73,7 @@ def measure(model, session: Session, intervals: np.ndarray, *, modalities: Mappi
     for name in {name for names in wanted.values() for name in names} - {SPIKES}:
         session.get_series(name)
     at = origins(model, session, intervals, stride, most)
-    read = _reading(model, session, at)
+    read = _reader(model, session, at)
     gains = {("shown", ""): [], **{(how, name): [] for how in ("without", "shuffled") for name in wanted}}
     partners, spikes = [_partners(len(at), [seed, draw]) for draw in range(shuffles)], []
     pieces = np.array_split(np.arange(len(at)), -(-len(at) // batch_size))
@@ -141,7 +143,12 @@ def origins(model, session: Session, intervals: np.ndarray, stride: float | None
 
 # What is shown.
 
-def _reading(model, session: Session, at: np.ndarray) -> Callable[[np.ndarray], SpikeBatch]:
+def windows(model, session: Session, at: np.ndarray) -> SpikeBatch:
+    """The windows whose forecasts begin at origins [W], s, as a batch that the model can be shown."""
+    return _reader(model, session, np.asarray(at, float))(np.arange(len(at)))
+
+
+def _reader(model, session: Session, at: np.ndarray) -> Callable[[np.ndarray], SpikeBatch]:
     reader, device = Reader([session], also=model.reads), next(model.parameters()).device
     return lambda rows: reader.read(np.zeros(len(rows), int), at[rows] - model.history, model.window).to(device)
 
@@ -178,6 +185,33 @@ def _blocks(session: Session, at: np.ndarray) -> np.ndarray:
     starts = np.sort(session.trials["start"].to_numpy(float))
     return np.unique(np.searchsorted(starts, at + 1e-9, side="right") if len(starts) else np.arange(len(at)),
                      return_inverse=True)[1]
+
+
+class SideBySide(NamedTuple):
+    """One window: its spikes, as seconds from the origin and units' rows; spikes a bin [N, H], and as expected of them
+    with everything shown and without a modality.
+    """
+
+    spikes: tuple[np.ndarray, np.ndarray]
+    counts: np.ndarray
+    shown: np.ndarray
+    without: np.ndarray
+
+
+@torch.no_grad()
+def side_by_side(model, session: Session, at: float, names: Sequence[str], *, feedback: str = "mean",
+                 seed: int = 0) -> SideBySide:
+    """The window whose horizon begins at `at` s, and its forecast with and without the conditions `names`."""
+    batch, training = windows(model, session, np.array([at])), model.training
+    model.eval()
+    try:
+        rates = [model.forecast(seen, feedback=feedback, given=given, seed=seed).rates[0].cpu().numpy()
+                 for seen, given in ((batch, None), _withheld(model, batch, names))]
+    finally:
+        model.train(training)
+    there = (batch.times >= model.history) & (batch.times < model.history + model.horizon)
+    spikes = (batch.times[there] - model.history).double().cpu().numpy(), batch.units[there].cpu().numpy()
+    return SideBySide(spikes, _horizon(model, batch)[0].cpu().numpy(), *rates)
 
 
 @torch.no_grad()

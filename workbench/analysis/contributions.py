@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import norm, spearmanr, t
 
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.session import Session
+from workbench.session import Session, unit_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,13 @@ class Gains:
     def times(self) -> np.ndarray:
         """The middle of every bin [W, H], s on the session's clock."""
         return self.origins[:, None] + (np.arange(self.spikes.shape[2]) + 0.5) * self.bin_size
+
+    def of(self, units) -> Gains:
+        """Of some units only, as `Session.select` takes them."""
+        rows = unit_rows(self.session.units, units, self.session.id)
+        some = lambda gains: {name: each[:, rows] for name, each in gains.items()}
+        return replace(self, session=self.session.select(rows), spikes=self.spikes[:, rows], shown=self.shown[:, rows],
+                       without=some(self.without), shuffled=some(self.shuffled))
 
 
 def contributions(gains: Gains, by: str | Sequence[str] = "region",
@@ -113,6 +120,13 @@ def since(event: str, start: float, stop: float, step: float) -> dict[float, tup
     """Stretches of `step` s one after the other from `start` to `stop` s after an event, named by their middles."""
     edges = start + step * np.arange(round((stop - start) / step))
     return {round(float(a + step / 2), 6): (event, float(a), float(a + step)) for a in edges}
+
+
+def events_of(session: Session) -> list[str]:
+    """The columns of the trials that are times of events: numbers that lie in their trials, where there are any."""
+    trials = session.trials.select_dtypes("number")
+    inside = lambda each: each.between(trials["start"] - 1e-6, trials["stop"] + 1e-6) | each.isna()
+    return [name for name in trials if name != "stop" and inside(trials[name]).all() and trials[name].notna().any()]
 
 
 def _groups(gains: Gains, name: str, phases) -> dict[object, np.ndarray]:

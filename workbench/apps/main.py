@@ -8,7 +8,7 @@ import html
 
 import panel as pn
 
-from workbench.apps import latents, masking, raster, runs
+from workbench.apps import attribution, latents, masking, raster, runs
 from workbench.catalog import open_catalog
 from workbench.display import address, alert, page
 from workbench.errors import UnknownName, WorkbenchError
@@ -18,6 +18,8 @@ DASHBOARDS = {                                                          # name â
     "latents": ("Latents", "What a model knows at every moment, as a cloud; choose points, see their spikes, trials.",
                 latents.app),
     "masking": ("Masking", "What a mask hides of a window, what fills it in, and how good that is.", masking.app),
+    "attribution": ("Attribution", "What each modality is worth to a forecast, to which region, when in the trial.",
+                    attribution.app),
     "runs": ("Runs", "A training run as it goes: curves, baselines, throughput; stop and resume it.", runs.app),
 }
 OF_A_RECORDING = ("raster", "masking")                                  # those that `data=` makes sense for
