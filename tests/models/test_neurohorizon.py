@@ -86,6 +86,16 @@ def test_conditions_are_known_up_to_the_origin_or_in_the_whole_window_and_can_be
         model.forecast(read(model), given=["pupil"])
 
 
+@torch.no_grad()
+def test_several_conditions_come_back_from_a_folder_as_they_were(tmp_path):
+    session = SESSIONS[1]
+    session = replace(session, series=dict(session.series) | {"a": Series(np.arange(0.5, 20, 0.7), np.ones((28, 2)))})
+    model = build([session], conditions={"vel": "all", "a": "past"})
+    model.save_pretrained(tmp_path / "model")
+    again = models.load(tmp_path / "model").eval()
+    assert torch.equal(*(each(read(each, session)).log_rates for each in (model, again)))
+
+
 def test_what_attention_to_conditions_and_their_tokens_say():
     model = build()
     batch = read(model)

@@ -90,7 +90,7 @@ class NeuroHorizon(SpikeModel):
         self.bin_size, self.chunk, self.counts, self.inferred = bin_size, chunk, counts, identity == "inferred"
         self.history, self.recent, self.horizon, self.ahead = history, recent, horizon, ahead
         self.window, self.free, self.withheld = round(history + horizon + ahead, 9), free, withheld
-        self.conditions = dict(conditions or {})
+        self.conditions = dict(sorted((conditions or {}).items()))      # in an order that a file keeps
         self.reads = tuple(self.conditions)
         self.units = Vocabulary("unit", units, dim, std=0.2) if not self.inferred else Identity(
             units, dim, bin_size=bin_size, reference=reference, reference_windows=reference_windows,
