@@ -209,7 +209,8 @@ def sources(model: nn.Module, session: Session, target: str) -> list[str]:
     model.train(training)
     latents = output.latents is not None and output.latents.ndim == 3
     binned = latents and output.latents.shape[1] == batch.bins(bin_seconds(model, "latents"))
-    return ["rates"] * (output.log_rates is not None) + ["latents"] * binned
+    of_all = output.log_rates is not None and output.log_rates.shape[2] == batch.bins(model.bin_size)   # no forecast
+    return ["rates"] * of_all + ["latents"] * binned
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -5,6 +5,7 @@
                     where a target is named                        scores[target]: the same R², of a linear probe
     reconstructs                                                   scores["spikes"]: co-smoothing, bits per spike
     and fills in masks                                             the same by mode of masking
+    forecasts bins                                                 scores["spikes"]: bits per spike by horizon
 
 Losses of different models are different things: they say which weights of one run are best, never which model is.
 """
@@ -75,6 +76,9 @@ def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.n
         filled = _filled(model, sessions, train, test, target) if hasattr(model, "reconstruct") else {}
         told = [score["protocol"] for score in (own, found, filled) if "protocol" in score]
         scores["spikes"] = own | found | filled | {"protocol": " · ".join(told)}
+    if hasattr(model, "forecast"):
+        told = _forecast(model, sessions, train, valid, test)
+        scores["spikes"] |= told | {"protocol": f"{scores['spikes']['protocol']} · {told['protocol']}"}
     return scores, " · ".join(dict.fromkeys([score.pop("protocol") for score in scores.values()]))
 
 
@@ -123,6 +127,23 @@ def _filled(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.nd
     return {"filled": {mode: float(np.mean(bits)) for mode, bits in found.items()},
             "protocol": "filled: bits per spike of what masks hide above each unit's mean rate in training, the mean "
                         "of sessions"}
+
+
+def _forecast(model: nn.Module, sessions: Sequence[Session], *parts: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Bits per spike by milliseconds ahead, of the model run free and of what units did in the last 30 s."""
+    from workbench.analysis import forecasting
+    curves: dict[str, list[dict]] = {}
+    for session, *own in zip(sessions, *parts, strict=True):
+        try:
+            found = forecasting.evaluate(model, session, *own, feedback=("sampled",), baselines=("running_mean",))
+        except BadRecording as error:                                   # a short test part: the rest stands
+            return {"protocol": f"no forecasts ({error})"}
+        for name, told in ("forecast", found["model"]["sampled"]), ("forecast_running_mean",
+                                                                    found["baselines"]["running_mean"]):
+            curves.setdefault(name, []).append(dict(zip(*(told["curve"][of] for of in ("horizon_ms", "bits")),
+                                                        strict=True)))
+    return {name: {f"{ms:g}": float(np.mean([each[ms] for each in several])) for ms in several[0]}
+            for name, several in curves.items()} | {"protocol": f"forecast: {found['protocol']}"}
 
 
 @torch.no_grad()
