@@ -135,6 +135,16 @@ def test_a_new_session_of_any_size_is_forecast_after_a_look_at_its_activity():
         build(identity="embedding").identify(new, new.intervals)
 
 
+@torch.no_grad()
+def test_units_may_be_known_by_the_first_seconds_alone():
+    session = replace(SESSIONS[0], intervals=[[0.0, 3.0], [5.0, 20.0]])
+    model, other = (build([each], reference_seconds=6.0, reference_bins=20)
+                    for each in (session, session.within(np.array([[0.0, 3.0], [5.0, 8.0]]))))
+    assert torch.equal(model.units.weight, other.units.weight)
+    whole = build([session], reference_bins=20)
+    assert not torch.equal(model.units.weight, whole.units.weight)
+
+
 @pytest.mark.parametrize("counts", COUNTS)
 @torch.no_grad()
 def test_samples_have_the_mean_that_is_expected_and_a_seed(counts):

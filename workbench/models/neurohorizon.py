@@ -61,8 +61,9 @@ class NeuroHorizon(SpikeModel):
 
     conditions: series or events (`workbench.conditions`) → "past", known up to the origin, or "all", known in the whole
     window; scales: each one's mean and deviation [2, D]. identity: "inferred" from a unit's own activity, without
-    labels or gradients (nn/identity.py has the reference), or a learned "embedding". free: share of training windows
-    that go on from their own samples; withheld: chance that a condition is not shown to a training window.
+    labels or gradients (nn/identity.py has the reference; from the first `reference_seconds` of what a session has:
+    a model that is to know units by a minute learns best from minutes), or a learned "embedding". free: share of
+    training windows that go on from their own samples; withheld: chance that a condition is not shown to a window.
     """
 
     name = "neurohorizon"
@@ -75,7 +76,8 @@ class NeuroHorizon(SpikeModel):
                  dim: int = 64, latents: int = 4, width: int = 128, depth: int = 2, heads: int = 4,
                  dropout: float = 0.1, counts: str = "poisson", classes: int = 8, identity: str = "inferred",
                  free: float = 0.5, withheld: float = 0.25, t_min: float = 1e-3, reference: str = "statistics",
-                 reference_windows: int = 16, reference_bins: int = 100, population: int = 16):
+                 reference_windows: int = 16, reference_bins: int = 100, reference_seconds: float | None = None,
+                 population: int = 16):
         super().__init__()
         if counts not in COUNTS or identity not in ("embedding", "inferred"):
             asked = ("counts", counts, COUNTS) if counts not in COUNTS else \
@@ -95,6 +97,7 @@ class NeuroHorizon(SpikeModel):
         self.units = Vocabulary("unit", units, dim, std=0.2) if not self.inferred else Identity(
             units, dim, bin_size=bin_size, reference=reference, reference_windows=reference_windows,
             reference_bins=reference_bins, reference_drawn=max(reference_windows // 2, 1), population=population)
+        self.reference_seconds = reference_seconds
         self.level = Vocabulary("unit", units, 1, std=0.0)              # log mean counts a bin
         self.level.weight.requires_grad_(not self.inferred)             # what is inferred has to do without learning
         self.compress = ChunkAttention(dim, latents, chunk, timed=chunk > bin_size, t_min=t_min, dropout=dropout)
@@ -152,7 +155,7 @@ class NeuroHorizon(SpikeModel):
         weight[rows, 0] = weight.new_tensor([means[name] for name in names]).clamp(min=1e-4).log()
         for session in sessions:
             if self.inferred:
-                self.units.measure(session, session.intervals)
+                self.units.measure(session, _first(session.intervals, self.reference_seconds or np.inf))
             elif batch := spread_windows(session, self.recent, 1000):
                 new = torch.tensor([name in {*names} for name in unit_names([session])])
                 found = self.units.std * factors(batch.counts(self.chunk), self.units.weight.shape[1])
@@ -294,3 +297,12 @@ class NeuroHorizon(SpikeModel):
         cell = past.windows * who.mask.shape[1] + past.units
         state = self.rollout.start(recent.counts(self.bin_size), told[:, at < 0], cell, age, self.history, who)
         return who, latents, plan, state
+
+
+def _first(intervals: np.ndarray, seconds: float) -> np.ndarray:
+    """The first so many seconds of the intervals [n, 2]."""
+    lengths = np.diff(intervals)[:, 0]
+    before = lengths.cumsum() - lengths
+    found = intervals[before < seconds].copy()
+    found[-1, 1] = min(found[-1, 1], found[-1, 0] + seconds - before[before < seconds][-1])
+    return found
