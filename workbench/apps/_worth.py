@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import panel as pn
 from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Span, Whisker
 
 from workbench.colors import CATEGORIES
-from workbench.display import bars
+from workbench.display import Text, bars
 from workbench.grids import INK, plain
 
 COLUMNS = "at", "modality", "kind", "color", "value", "low", "high"
@@ -27,16 +28,12 @@ class Bars(pn.viewable.Viewer):
         self.plot = plain(height=70 + 56 * len(modalities), y_range=FactorRange(factors=list(modalities)[::-1]),
                           x_axis_label=BITS, min_border_left=90, min_border_top=24)
         self.source = ColumnDataSource({name: [] for name in COLUMNS})
-        drawn = self.plot.hbar(y="at", right="value", height=0.34, color="color", source=self.source,
-                              legend_group="kind")
+        drawn = self.plot.hbar(y="at", right="value", height=0.34, color="color", source=self.source)
         self.plot.add_layout(Whisker(base="at", lower="low", upper="high", dimension="width", source=self.source,
                                      line_color=INK, line_width=1.4))
         self.plot.add_layout(Span(location=0, dimension="height", line_color=INK, line_width=1))
         self.plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("", "@modality, @kind"), (
             BITS, "@value{+0.0000}, 95 %: @low{+0.0000} to @high{+0.0000}")]))
-        self.plot.add_layout(self.plot.legend[0], "above")
-        self.plot.legend.update(orientation="horizontal", label_text_font_size="11px", border_line_alpha=0, padding=2,
-                                label_text_color=INK, background_fill_color="#ffffff")
 
     def show(self, table: pd.DataFrame, title: str) -> None:
         """table: `contributions` with a row a modality."""
@@ -49,29 +46,27 @@ class Bars(pn.viewable.Viewer):
         self.plot.title.text = title
 
     def __panel__(self) -> pn.viewable.Viewable:
-        return pn.pane.Bokeh(self.plot, sizing_mode="stretch_width")
+        legend = Text("".join(_swatch(color, says) for says, color, _ in KINDS.values()), margin=(2, 10))
+        return pn.Column(legend, pn.pane.Bokeh(self.plot, sizing_mode="stretch_width"), sizing_mode="stretch_width")
 
 
 class Curves(pn.viewable.Viewer):
     """A line for every modality over a time, and a band, its 95 % interval."""
 
-    def __init__(self, modalities: Sequence[str], **params):
+    def __init__(self, modalities: Sequence[str], label: str, **params):
         super().__init__(**params)
-        self.plot = plain(height=270, y_axis_label=BITS, min_border_left=70, min_border_top=24)
+        self.plot = plain(height=270, x_axis_label=label, y_axis_label=BITS, min_border_left=70, min_border_top=24)
         self.sources = {name: ColumnDataSource({"x": [], "value": [], "low": [], "high": []}) for name in modalities}
         for i, (name, source) in enumerate(self.sources.items()):
-            color = CATEGORIES[i % len(CATEGORIES)]
+            color = _color(i)
             self.plot.varea("x", "low", "high", source=source, color=color, alpha=0.18)
-            line = self.plot.line("x", "value", source=source, color=color, line_width=2, legend_label=name)
+            line = self.plot.line("x", "value", source=source, color=color, line_width=2)
             dots = self.plot.scatter("x", "value", source=source, color=color, size=5)
             self.plot.add_tools(HoverTool(renderers=[line, dots], tooltips=[("", name), ("time", "@x{0.000} s"), (
                 BITS, "@value{+0.0000}, 95 %: @low{+0.0000} to @high{+0.0000}")]))
         self.plot.add_layout(Span(location=0, dimension="width", line_color=INK, line_width=1))
-        self.plot.add_layout(self.plot.legend[0], "right")
-        self.plot.legend.update(label_text_font_size="11px", border_line_alpha=0, label_text_color=INK,
-                                background_fill_color="#ffffff")
 
-    def show(self, table: pd.DataFrame, x: str, title: str, label: str) -> None:
+    def show(self, table: pd.DataFrame, x: str, title: str) -> None:
         """table: `contributions` with a row for every modality and value of the column `x`, seconds."""
         for name, source in self.sources.items():
             own = table[table["modality"] == name] if len(table) else pd.DataFrame({x: [], "contribution": [],
@@ -79,10 +74,11 @@ class Curves(pn.viewable.Viewer):
             low, high = np.array(own["interval"].tolist()).reshape(-1, 2).T
             source.data = {"x": own[x].to_numpy(float), "value": own["contribution"].to_numpy(float), "low": low,
                            "high": high}
-        self.plot.title.text, self.plot.xaxis.axis_label = title, label
+        self.plot.title.text = title
 
     def __panel__(self) -> pn.viewable.Viewable:
-        return pn.pane.Bokeh(self.plot, sizing_mode="stretch_width")
+        legend = Text("".join(_swatch(_color(i), name) for i, name in enumerate(self.sources)), margin=(2, 10))
+        return pn.Column(legend, pn.pane.Bokeh(self.plot, sizing_mode="stretch_width"), sizing_mode="stretch_width")
 
 
 def shares(table: pd.DataFrame, windows: int, error: float) -> str:
@@ -92,3 +88,12 @@ def shares(table: pd.DataFrame, windows: int, error: float) -> str:
     return bars(f"Integrated gradients of the log-likelihood: {BITS}, 95 % interval, share", [""], rows, most=1.0) + (
         f'<p style="font-size:12px;opacity:.75">Teacher-forced, {windows} windows, zeros as the baseline; the sum '
         f"misses {100 * error:.2f} % of the difference. Spikes have no gradients here.</p>")
+
+
+def _color(i: int) -> str:
+    return CATEGORIES[i % len(CATEGORIES)]
+
+
+def _swatch(color: str, says: str) -> str:
+    return (f'<span style="font-size:12px;margin-right:18px"><span style="display:inline-block;height:11px;width:14px;'
+            f'background:{color};margin-right:6px;vertical-align:-1px"></span>{html.escape(says)}</span>')

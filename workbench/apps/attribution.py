@@ -15,6 +15,8 @@ import html
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,8 @@ class Attribution(Dashboard):
         from workbench.analysis import attribution  # torch, which the hub should not wait for
         from workbench.analysis.latents import opened
 
+        if find_spec("captum"):
+            import_module("captum.attr")                                # in the background others would see half of it
         self._of, self._folder = attribution, getattr(model, "path", model if isinstance(model, str | Path) else None)
         how = _split(model)
         self.model, (self.session,) = opened(model, session)
@@ -83,7 +87,8 @@ class Attribution(Dashboard):
         self.param.window.bounds = (0, len(self.origins) - 1)
         with param.parameterized.discard_events(self):
             self.window = min(max(int(window), 0), len(self.origins) - 1)
-        self._bars, self._lags, self._trial = Bars(self.modalities), Curves(self.modalities), Curves(self.modalities)
+        self._bars, self._lags, self._trial = Bars(self.modalities), *(Curves(self.modalities, label) for label in (
+            "time from the origin (s)", "time from the event (s)"))
         self._ledger, self._doing = (Text(sizing_mode="stretch_width", margin=(2, 10)) for _ in range(2))
         self._alerts, self._beside = pn.Column(sizing_mode="stretch_width"), Beside(self.session)
         self._pool, self._background, self._jobs = ThreadPoolExecutor(1), Background(self._look), {}
@@ -178,12 +183,12 @@ class Attribution(Dashboard):
         spikes = int(total["spikes"].iloc[0]) if len(total) else 0
         bits = f": {total['bits'].iloc[0]:+.3f} bits per spike with everything" if spikes else ": not a spike"
         self._bars.show(total, f"{whose}{when}, {spikes:,} spikes{bits}")
-        self._lags.show(self.table("lag"), "lag", f"over the horizon, {whose}{when}", "time from the origin (s)")
+        self._lags.show(self.table("lag"), "lag", f"over the horizon, {whose}{when}")
         if not self.event:
-            return self._trial.show(pd.DataFrame(), "phase", "this recording has no events in trials", "")
+            return self._trial.show(pd.DataFrame(), "phase", "this recording has no events in trials")
         stretches = self._of.since(self.event, *AROUND[:2], max(AROUND[2], self.model.bin_size))
         table = self._of.contributions(self._own, "phase", stretches)
-        self._trial.show(table, "phase", f"in the trial, {whose}", f"time from {self.event} (s)")
+        self._trial.show(table, "phase", f"in the trial, {whose}: time from {self.event}")
 
     @param.depends("region", watch=True)
     def _ascribe(self) -> None:
