@@ -16,7 +16,11 @@ SMALL_OF = {"03_the_zoo": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4",
             "05_pretrain_from_a_cell": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
             "06_latents": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
             "07_new_sessions": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_ADAPT": "2,3",
-                                "WORKBENCH_ALONE": "4"}}
+                                "WORKBENCH_ALONE": "4"},
+            "08_forecast": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_ANIMALS": "2",
+                            "WORKBENCH_REFERENCES": "5,30",
+                            "WORKBENCH_BASELINES": "running_mean,psth,own_glm,population_glm_free"},
+            "09_which_modality": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_UNITS": "16"}}
 UNSET = ("WORKBENCH_RECORDING", "WORKBENCH_DATA", "WORKBENCH_CATALOG")
 
 
