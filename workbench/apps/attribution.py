@@ -15,6 +15,7 @@ import html
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,7 +91,8 @@ class Attribution(Dashboard):
         self._bars, self._lags, self._trial = Bars(self.modalities), *(Curves(self.modalities, label) for label in (
             "time from the origin (s)", "time from the event (s)"))
         self._ledger, self._doing = (Text(sizing_mode="stretch_width", margin=(2, 10)) for _ in range(2))
-        self._alerts, self._beside = pn.Column(sizing_mode="stretch_width"), Beside(self.session)
+        self._beside = Beside(self.session)
+        self._alerts, self._worth, self._pictures = (pn.Column(sizing_mode="stretch_width") for _ in range(3))
         self._pool, self._background, self._jobs = ThreadPoolExecutor(1), Background(self._look), {}
         self._submit("measure", lambda: attribution.measure(
             self.model, self.session, intervals, modalities=modalities, most=most, progress=self._progress))
@@ -171,6 +173,8 @@ class Attribution(Dashboard):
         self.gains = gains
         self._summarise()
         self._title()
+        row = partial(pn.Row, sizing_mode="stretch_width")              # Bokeh fails on axes that change unseen, so now
+        self._worth[:] = [row(self._bars, self._ledger), row(self._lags, self._trial)]
 
     @param.depends("region", "phase", "event", watch=True)
     def _summarise(self) -> None:
@@ -221,6 +225,8 @@ class Attribution(Dashboard):
         at, self._drawn = found
         self._beside.show(self._drawn, at, self.model.horizon)
         self._title()
+        if not len(self._pictures):
+            self._pictures.append(self._beside)
 
     def _title(self) -> None:
         """How many spikes the window has, and how well they are forecast, which is known once all are measured."""
@@ -250,8 +256,7 @@ class Attribution(Dashboard):
                              ("◀ Earlier", -1), ("Later ▶", 1))))
         said = pn.bind(lambda *_: f"<pre>{html.escape(self.code())}</pre>", *(of[name] for name in STATE))
         code = pn.Card(Text(said), title="As code", collapsed=True, margin=(8, 10), **wide)
-        view = pn.Column(head, groups, self._doing, self._alerts, pn.Row(self._bars, self._ledger, **wide),
-                         pn.Row(self._lags, self._trial, **wide), one, self._beside, code, **wide)
+        view = pn.Column(head, groups, self._doing, self._alerts, self._worth, one, self._pictures, code, **wide)
         self._background.shown(view)
         return view
 
