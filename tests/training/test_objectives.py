@@ -7,6 +7,7 @@ import torch
 
 from tests.models.small import SMALL
 from tests.models.test_models import tuned
+from workbench import models
 from workbench.__main__ import main
 from workbench.analysis import probe
 from workbench.analysis.decoding import score
@@ -49,6 +50,15 @@ def test_a_reconstructing_model_gets_its_held_out_loss_and_bits_per_spike_and_no
     assert table["test_bits"] == scores["spikes"]["bits_per_spike"] and table["test_r2"] is None
     assert "validation loss" in repr(whole) and "R²" not in repr(whole)
     assert "loss" in whole.scores() and "r2" not in whole.scores()
+
+
+def test_a_forecaster_is_scored_bin_by_bin_ahead_and_its_rates_are_probed_for_nothing():
+    model = models.build("neurohorizon", [SESSION.within(PARTS["train"])], **SMALL["neurohorizon"])
+    parts = [[PARTS[name]] for name in ("train", "valid", "test")]
+    scores, protocol = objectives.held_out(model, [SESSION], *parts, "vel")
+    told = scores["spikes"]
+    assert list(scores) == ["spikes"] and list(told["forecast"]) == [f"{50 * k}" for k in range(1, 11)]
+    assert told["forecast"].keys() == told["forecast_running_mean"].keys() and "bits per spike" in protocol
 
 
 def test_a_stopped_run_without_a_target_resumes_to_the_same_weights(masked, whole, tmp_path):
