@@ -117,20 +117,6 @@ def test_a_modality_is_worth_what_theory_says_to_those_it_drives_and_nothing_to_
     assert (table[table["modality"] == "spikes"]["contribution"] == 0).all()                # Known uses no history
 
 
-def test_what_a_network_hears_in_a_modality_that_says_nothing_is_not_believed():
-    """Rates of B follow x a little, as a network that has learned noise does; other windows tell that they should not.
-    """
-    model = Known()
-    with torch.no_grad():
-        model.weights[4:8, 0] = 0.15
-    table = ablation(model, recording(), [[0, 120]], believe=[[120, 240]], modalities={"x": "x"}, shuffles=0)
-    heard, driven = cell(table, region="B"), cell(table, region="A")
-    assert heard.contribution < 0 and heard.interval[1] < 0
-    assert abs(heard.believed) < abs(heard.contribution) / 3 and heard.believed_interval[0] <= 0 <= \
-        heard.believed_interval[1]
-    assert driven.believed == pytest.approx(driven.contribution, rel=0.02)
-
-
 def test_bits_are_the_likelihood_above_each_units_mean_over_the_same_bins(measured):
     starts = measured.origins - HISTORY
     batch = Reader([measured.session], also=("x", "y")).read(np.zeros(len(starts), int), starts, HISTORY + HORIZON)

@@ -54,16 +54,14 @@ def ablation(model, session: Session, intervals: np.ndarray, *, by: str | Sequen
 
 @torch.no_grad()
 def measure(model, session: Session, intervals: np.ndarray, *, modalities: Mapping[str, Sequence[str]] | None = None,
-            believe: np.ndarray | None = None, shuffles: int = 1, samples: int = 8, feedback: str = "mean",
-            stride: float | None = None, most: int | None = None, seed: int = 0, batch_size: int = 32,
+            shuffles: int = 1, samples: int = 8, feedback: str = "mean", stride: float | None = None,
+            most: int | None = None, seed: int = 0, batch_size: int = 32,
             progress: Callable[[int, int], None] | None = None) -> Gains:
     """Forecasts of every window under each set of modalities, and what they gain.
 
     intervals [n, 2]: where the horizons lie; a window may open before, since a forecaster knows the past. modalities:
     name → the model's conditions that are it; by default each condition, and "spikes", the history of all units.
-    Without "spikes" the model is shown silence, which no recording is: there `shuffled` says more. believe: intervals
-    [n, 2] apart from the others, such as the validation part, that say how far each region's units should follow what a
-    modality changes: a network also listens to what says nothing, and its noise costs bits. shuffles: how often
+    Without "spikes" the model is shown silence, which no recording is: there `shuffled` says more. shuffles: how often
     another window's values are put in place, drawn from `seed`; the gains are means over these. samples, feedback:
     how the model forecasts. stride: s between origins, the horizon by default. most: that many windows, spread evenly.
     progress: called with (forecasts done, forecasts there are).
@@ -77,9 +75,6 @@ def measure(model, session: Session, intervals: np.ndarray, *, modalities: Mappi
     at = origins(model, session, intervals, stride, most)
     read = _reader(model, session, at)
     gains = {("shown", ""): [], **{(how, name): [] for how in ("without", "shuffled") for name in wanted}}
-    gains |= {("believed", name): [] for name in (wanted if believe is not None else ())}
-    options = dict(samples=samples, feedback=feedback, seed=seed)
-    weights = {} if believe is None else _believed(model, session, believe, wanted, stride, most, batch_size, options)
     partners, spikes = [_partners(len(at), [seed, draw]) for draw in range(shuffles)], []
     pieces = np.array_split(np.arange(len(at)), -(-len(at) // batch_size))
     of, done, training = len(pieces) * (1 + len(wanted) * (1 + shuffles)), 0, model.training
@@ -95,12 +90,9 @@ def measure(model, session: Session, intervals: np.ndarray, *, modalities: Mappi
                      for partner in partners for name, names in wanted.items()]
             found = {key: [] for key in gains}
             for how, name, seen, given in sets:
-                rates = model.forecast(seen, given=given, **options).rates.clamp(min=SILENT)
-                found[how, name].append(_score(rates, counts))
-                if how == "shown":
-                    shown = rates
-                elif how == "without" and weights:
-                    found["believed", name].append(_score(_mixed(rates, shown, weights[name]), counts))
+                rates = model.forecast(seen, samples=samples, feedback=feedback, given=given, seed=seed).rates
+                rates = rates.clamp(min=SILENT)
+                found[how, name].append((counts * rates.log2() - rates / np.log(2)).cpu().numpy())
                 done += 1
                 if progress is not None:
                     progress(done, of)
@@ -114,39 +106,7 @@ def measure(model, session: Session, intervals: np.ndarray, *, modalities: Mappi
     gains = {key: np.concatenate(each) - null for key, each in gains.items() if each}
     return Gains(session, model.bin_size, at, _blocks(session, at), spikes, gains["shown", ""],
                  *({name: each for (how, name), each in gains.items() if how == kind} for kind in (
-                     "without", "shuffled", "believed")))
-
-
-def _score(rates: torch.Tensor, counts: torch.Tensor) -> np.ndarray:
-    return (counts * rates.log2() - rates / np.log(2)).cpu().numpy()
-
-
-def _mixed(without: torch.Tensor, shown: torch.Tensor, weight: np.ndarray) -> torch.Tensor:
-    """Rates [B, N, H] that follow what a modality changes as far as each unit's weight [N] says."""
-    return torch.lerp(without.log(), shown.log(), torch.as_tensor(weight).to(shown)[:, None]).exp()
-
-
-def _believed(model, session: Session, intervals: np.ndarray, wanted: Mapping[str, Sequence[str]],
-              stride: float | None, most: int | None, batch_size: int, options: Mapping) -> dict[str, np.ndarray]:
-    """modality → how far to follow it, from 0 to 1, for every unit [N]: what is best for its region in `intervals`."""
-    at, steps = origins(model, session, intervals, stride, most), np.linspace(0, 1, 21)
-    region, names = pd.factorize(session.units["region"])
-    read, score = _reader(model, session, at), {name: np.zeros((len(names), len(steps))) for name in wanted}
-    training = model.training
-    model.eval()
-    try:
-        for rows in np.array_split(np.arange(len(at)), -(-len(at) // batch_size)):
-            batch = read(rows)
-            counts, shown = _horizon(model, batch), model.forecast(batch, **options).rates.clamp(min=SILENT)
-            for name, conditions in wanted.items():
-                seen, given = _withheld(model, batch, conditions)
-                without = model.forecast(seen, given=given, **options).rates.clamp(min=SILENT)
-                for i, step in enumerate(steps):
-                    mixed = _mixed(without, shown, np.full(len(region), step))
-                    score[name][:, i] += np.bincount(region, _score(mixed, counts).sum((0, 2)), len(names))
-    finally:
-        model.train(training)
-    return {name: steps[each.argmax(1)][region] for name, each in score.items()}
+                     "without", "shuffled")))
 
 
 def modalities_of(model, modalities: Mapping[str, Sequence[str]] | None = None) -> dict[str, tuple[str, ...]]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -24,8 +24,7 @@ class Gains:
     """How well a forecast explains every bin, shown one set of modalities or another: bits above the unit's mean there.
 
     origins [W] s, where horizons begin; blocks [W], the trial that each begins in; spikes [W, N, H]; shown [W, N, H],
-    gains with everything; without, shuffled, believed (what is shown followed as far as other windows say): modality →
-    [W, N, H].
+    gains with everything; without, shuffled: modality → [W, N, H].
     """
 
     session: Session
@@ -36,7 +35,6 @@ class Gains:
     shown: np.ndarray
     without: Mapping[str, np.ndarray]
     shuffled: Mapping[str, np.ndarray]
-    believed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def times(self) -> np.ndarray:
@@ -48,7 +46,7 @@ class Gains:
         rows = unit_rows(self.session.units, units, self.session.id)
         some = lambda gains: {name: each[:, rows] for name, each in gains.items()}
         return replace(self, session=self.session.select(rows), spikes=self.spikes[:, rows], shown=self.shown[:, rows],
-                       without=some(self.without), shuffled=some(self.shuffled), believed=some(self.believed))
+                       without=some(self.without), shuffled=some(self.shuffled))
 
 
 def contributions(gains: Gains, by: str | Sequence[str] = "region",
@@ -61,10 +59,8 @@ def contributions(gains: Gains, by: str | Sequence[str] = "region",
     "stimuli.<column>" and "trials.<column>", what the table says of the row that a bin lies in. () for all as one.
 
     bits: of the model with everything, above each unit's mean over all these bins. contribution: bits less those
-    without the modality; believed the same where the model follows the modality as far as `measure(believe=)` found
-    good, so that what says nothing costs nothing. interval: 95 %, a bootstrap over trials (windows where there are
-    none), both sides of the difference drawn together. Groups without a spike are left out. UnknownName for a grouping
-    that is not there.
+    without the modality. interval: 95 %, a bootstrap over trials (windows where there are none), both sides of the
+    difference drawn together. Groups without a spike are left out. UnknownName for a grouping that is not there.
     """
     names = (by,) if isinstance(by, str) else tuple(by)
     groups = [_groups(gains, name, phases) for name in names]
@@ -81,9 +77,6 @@ def contributions(gains: Gains, by: str | Sequence[str] = "region",
                 columns |= {kind: other.sum(0) / total, difference: (shown - other).sum(0) / total,
                             "interval" if kind == "without" else f"{difference}_interval":
                             intervals(shown - other).tolist()}
-        if name in gains.believed:
-            gained = _summed(gains.believed[name] - gains.without[name], cells)
-            columns |= {"believed": gained.sum(0) / total, "believed_interval": intervals(gained).tolist()}
         rows += [{"modality": name} | dict(zip(names, labels, strict=True))
                  | {key: values[i] for key, values in columns.items()} | {"spikes": int(total[i])}
                  for i, (labels, *_) in enumerate(cells)]
@@ -95,7 +88,7 @@ def recovery(tables: Sequence[pd.DataFrame], truths: Sequence[Mapping[str, np.nd
     """Whether contributions by region find the drives that simulations know; one table and one truth a recording.
 
     truths: `session.truth`, whose drive [regions, M] is in bits per spike, 0 for what drives nothing. modalities: a
-    simulation's name for a drive → the table's. of: "contribution", "believed" or "over_shuffled".
+    simulation's name for a drive → the table's. of: "contribution" or "over_shuffled".
 
     {"table", a row a recording, region and modality: true, measured, low, high; "right", the share of regions whose
     strongest drive is measured as the strongest; "nulls", how many drives are 0, and "null_contains_zero", the share of
