@@ -73,8 +73,8 @@ class Text(pn.pane.HTML):
 
 def in_kernel() -> bool:
     """Whether this is a Jupyter kernel, whose cells can show a dashboard."""
-    ipython = sys.modules.get("IPython")
-    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+    ask = getattr(sys.modules.get("IPython"), "get_ipython", None)      # another thread may be half through importing it
+    return getattr(ask and ask(), "kernel", None) is not None
 
 
 def _store_style_sheets(viewable, root, changed=None, old_models=None) -> None:
