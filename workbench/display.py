@@ -73,7 +73,7 @@ class Text(pn.pane.HTML):
 
 def in_kernel() -> bool:
     """Whether this is a Jupyter kernel, whose cells can show a dashboard."""
-    ask = getattr(sys.modules.get("IPython"), "get_ipython", None)      # another thread may be half through importing it
+    ask = getattr(sys.modules.get("IPython"), "get_ipython", None)  # half imported by another thread
     return getattr(ask and ask(), "kernel", None) is not None
 
 
