@@ -135,7 +135,8 @@ def _forecast(model: nn.Module, sessions: Sequence[Session], *parts: Sequence[np
     curves: dict[str, list[dict]] = {}
     for session, *own in zip(sessions, *parts, strict=True):
         try:
-            found = forecasting.evaluate(model, session, *own, feedback=("sampled",), baselines=("running_mean",))
+            found = forecasting.evaluate(model, session, *own, stride=model.horizon, feedback=("sampled",),
+                                         baselines=("running_mean",))
         except BadRecording as error:                                   # a short test part: the rest stands
             return {"protocol": f"no forecasts ({error})"}
         for name, told in ("forecast", found["model"]["sampled"]), ("forecast_running_mean",
