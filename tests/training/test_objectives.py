@@ -103,7 +103,7 @@ class Toy(torch.nn.Module):
     """A loss that is random, and latents that follow the target linearly, bin by bin."""
 
     decodes = reconstructs = False
-    window, warmup, bin_size, reads = 1.0, 0.0, 0.05, ()
+    window, warmup, bin_size, reads, history = 1.0, 0.0, 0.05, (), 0.0
 
     def __init__(self):
         super().__init__()
