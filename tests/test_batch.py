@@ -134,6 +134,13 @@ def test_spikes_that_are_dropped_and_added_again_are_where_they_were():
     assert torch.equal(again.offsets, batch.offsets)
 
 
+def test_a_part_of_every_window_is_the_window_that_begins_there():
+    part, direct = read([0, 1, 2], [0.5, 3.25, 1.0], 2.0).between(0.5, 1.5), read([0, 1, 2], [1.0, 3.75, 1.5])
+    torch.testing.assert_close(part.times, direct.times, atol=1e-6, rtol=0)
+    assert torch.equal(part.units, direct.units) and torch.equal(part.offsets, direct.offsets)
+    assert torch.equal(part.starts, direct.starts) and part.duration == direct.duration
+
+
 def test_series_of_units_may_be_as_wide_as_each_session_and_others_may_be_missing():
     from dataclasses import replace
     clock = np.arange(0, 10, 0.1)

@@ -23,6 +23,17 @@ def test_both_forms_of_poisson_are_torchs_and_one():
     torch.testing.assert_close(one, two)
 
 
+def test_negative_binomial_is_scipys_and_poissons_where_sizes_are_large():
+    log_rates, counts = torch.randn(3, 4, 5).double(), torch.poisson(torch.rand(3, 4, 5) * 3).double()
+    log_sizes = torch.randn(3, 4, 1).double()
+    sizes = log_sizes.exp().expand_as(counts).numpy()
+    known = -stats.nbinom.logpmf(counts, sizes, sizes / (sizes + log_rates.exp().numpy())).mean()
+    found = losses.negative_binomial_nll(log_rates, log_sizes, counts)
+    assert found.item() + torch.lgamma(counts + 1).mean().item() == pytest.approx(known)
+    assert losses.negative_binomial_nll(log_rates, torch.tensor(14.0).double(), counts).item() == pytest.approx(
+        losses.poisson_nll(log_rates, counts).item(), abs=1e-4)
+
+
 def test_a_rate_of_zero_is_dear_only_where_a_spike_came():
     rates = torch.zeros(2, requires_grad=True)
     quiet, spike = losses.poisson_nll_rate(rates[:1], torch.zeros(1)), losses.poisson_nll_rate(rates[1:], torch.ones(1))
