@@ -10,10 +10,8 @@ The last line of a cell is `Latents(model, session)`, the model an object, a run
 from __future__ import annotations
 
 import html
-import logging
-import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +24,11 @@ from workbench.analysis.labels import label_names, labels, told, trials_of
 from workbench.analysis.projection import Umap, pca
 from workbench.apps._background import Background
 from workbench.apps._chosen import Chosen
+from workbench.apps._of_a_run import page_of_a_run
 from workbench.apps._scatter import Scatter, believed, components
 from workbench.display import Dashboard, Text, alert, page
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.training.run import runs
-
-log = logging.getLogger(__name__)
 
 STATE = ("color", "units_color", "projection", "neighbors", "min_dist")         # what the address remembers
 
@@ -60,6 +57,7 @@ class Latents(Dashboard):
         self.model, self.sessions = opened(model, session)
         asked = session if isinstance(session, list | tuple) else [session]
         self.names = [a if isinstance(a, str) else s.id for a, s in zip(asked, self.sessions, strict=True)]
+        self.opens = ",".join(self.names)                               # in an address
         names = label_names(self.sessions)
         color = color or next((name for name in names if name.endswith(".speed")), "time")
         self.units, self._vectors, self._of = units_of(self.model, self.sessions)
@@ -236,54 +234,20 @@ class Latents(Dashboard):
 
 def app() -> pn.viewable.Viewable:
     """The served page: the run that `?run=FOLDER` names, or a choice of the runs in `?folder=` (else in `runs`)."""
-    location, doc = pn.state.location, pn.state.curdoc
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
-    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
     folder = Path(asked.get("folder", "runs"))
     known = [str(path) for path in runs(folder).index if (Path(path) / "model").is_dir()]
-    first = asked.get("run") or next(iter(known), None)
-    if first is None:
+    if not known and not asked.get("run"):
+        home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked,
+                            margin=(0, 10))
         return page("Latents", home, alert(f"there is no trained model in {folder.resolve()}; train one (python -m "
                                            "workbench train mtm --run runs/mtm), or add run=FOLDER to the address"))
-    run = pn.widgets.Select(label="Run", options=list(dict.fromkeys([first, *known])), value=first, width=440)
-    session = pn.widgets.TextInput(label="Session (empty: the run's first)", value=asked.get("session", ""), width=300)
-    doing, body, shown = Text(margin=(0, 10)), pn.Column(sizing_mode="stretch_width", min_height=300), []
-    tell = lambda done, of: doing.param.update(object=f"Embedding: {done:,} of {of:,} windows")
 
-    def show(wanted: dict[str, str]) -> None:
-        body.loading = True
-        threading.Thread(target=build, args=(run.value, session.value, wanted), daemon=True).start()
+    def build(run: str, session: str | None, tell: Callable[[str], None], **wanted: str) -> Latents:
+        said = lambda done, of: tell(f"Embedding: {done:,} of {of:,} windows")
+        return Latents(run, session.split(",") if session else None, progress=said, **_parsed(wanted))
 
-    def build(run: str, session: str, wanted: dict[str, str]) -> None:
-        errors, view = {}, None
-        for one in (wanted, {}):                                        # what is wrong in the address is left out
-            try:
-                view = Latents(run, session.split(",") if session else None, progress=tell, **_parsed(one))
-                break
-            except Exception as error:                                  # an exception here would leave an empty page
-                if not isinstance(error, WorkbenchError):
-                    log.exception("the page could not be built")
-                errors[str(error)] = alert(error)
-        doc.add_next_tick_callback(partial(put, list(errors.values()), view))
-
-    def put(content: list, view: Latents | None) -> None:
-        views = [view] * (view is not None)
-        doing.object, body.loading, body[:] = "", False, content + views
-        for old in shown:
-            old.close()
-        shown[:] = views
-        for one in views:
-            one.param.watch(partial(remember, one), list(STATE))
-            remember(one)
-
-    def remember(view: Latents, *_) -> None:
-        location.update_query(run=run.value, session=",".join(view.names), **{k: str(getattr(view, k)) for k in STATE})
-
-    pn.state.on_session_destroyed(lambda _: [view.close() for view in shown])
-    run.param.watch(lambda _: show({}), "value")
-    session.param.watch(lambda _: show({}), "value")
-    pn.state.onload(lambda: show({name: asked[name] for name in STATE if name in asked}))
-    return page("Latents", home, pn.Row(run, session), doing, body)
+    return page_of_a_run("Latents", build, known, STATE)
 
 
 def _parsed(asked: dict[str, str]) -> dict:
