@@ -3,14 +3,17 @@
     "trials.go_cue_time"                       a sample of 1 at every go cue
     "trials.target_on_time:reach_x,reach_y"    the same, and beside it what these columns say of the trial
     "stimuli.start:pixels"                     one a presentation, and its picture as 8 × 8 colours, 0 to 1
+    "pictures:tiny"                            one a presentation, and its picture as a vector of `images.embedding`
 
 `pictures` does the last with any encoder of images; `beside` puts what it returns into a session.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -49,11 +52,44 @@ def pictures(session: Session, embed: Callable[[np.ndarray], np.ndarray]) -> Ser
     Each picture is embedded once. BadRecording for a session without pictures.
     """
     images = _images(session)
-    found = np.asarray(embed(images), np.float64).reshape(len(images), -1)
+    return shown(session, np.asarray(embed(images), np.float64).reshape(len(images), -1))
+
+
+def shown(session: Session, vectors: np.ndarray) -> Series:
+    """One sample a presentation, at its start: the row of vectors [pictures, D] of the picture that it showed."""
+    starts, image = presentations(session)
+    return Series(starts, vectors[image])
+
+
+def presentations(session: Session) -> tuple[np.ndarray, np.ndarray]:
+    """Start [n] in seconds, in order, and picture [n] of every presentation; a grey screen is none.
+
+    BadRecording where the stimuli do not say which picture they show.
+    """
+    if "image" not in session.stimuli:
+        raise BadRecording(f"{session.id}: its stimuli do not say which picture was shown (a column `image`); attach a "
+                           "folder of pictures with workbench.sources.pictures.attach, or choose another recording")
     start, image = (session.stimuli[column].to_numpy(float) for column in ("start", "image"))
-    there = np.isfinite(start) & (np.nan_to_num(image, nan=-1) >= 0)    # a grey screen is no picture
+    there = np.isfinite(start) & (np.nan_to_num(image, nan=-1) >= 0)
     order = np.argsort(start[there], kind="stable")
-    return Series(start[there][order], found[image[there][order].astype(int)])
+    return start[there][order], image[there][order].astype(int)
+
+
+def picture_names(session: Session) -> np.ndarray:
+    """What tells every picture of a session from others [pictures]: its pixels, so that a picture is the same in every
+    session that shows it; or its number in the dataset, where the recording comes without pixels.
+    """
+    if session.load_images is None:
+        count = int(presentations(session)[1].max(initial=-1)) + 1
+        return np.array([f"{session.dataset or session.id} {i}" for i in range(count)])
+    return _digests(session.load_images)
+
+
+@lru_cache(maxsize=8)
+def _digests(load_images: Callable[[], np.ndarray]) -> np.ndarray:
+    images = load_images()
+    return np.array([hashlib.sha256(f"{picture.shape}".encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
+                     for picture in images])
 
 
 def beside(session: Session, **series: Series) -> Session:

@@ -89,18 +89,23 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
     return cross_entropy(similarity, torch.arange(len(views), device=a.device).roll(len(a)))
 
 
-def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor, groups: Tensor | None = None) -> Tensor:
     """Query i [M, D] must find key i among all keys [M or more, D], by cosine, in nats. One way.
 
-    van den Oord et al. 2018, arXiv 1807.03748.
+    groups: what each key shows [as many as keys]; other keys of the same group are right too, and are left out of the
+    contrast: a picture that a batch holds twice would else be punished for being found. van den Oord et al. 2018,
+    arXiv 1807.03748.
     """
-    similarity = normalize(queries, dim=-1) @ normalize(keys, dim=-1).T / temperature
-    return cross_entropy(similarity, torch.arange(len(queries), device=queries.device))
+    similarity, own = normalize(queries, dim=-1) @ normalize(keys, dim=-1).T / temperature, len(queries)
+    if groups is not None:
+        also_right = groups[:own, None] == groups
+        similarity = similarity.masked_fill(also_right.fill_diagonal_(False), -torch.inf)
+    return cross_entropy(similarity, torch.arange(own, device=queries.device))
 
 
-def clip_loss(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
+def clip_loss(a: Tensor, b: Tensor, temperature: float | Tensor, groups: Tensor | None = None) -> Tensor:
     """`info_nce` both ways, from a to b and from b to a, averaged. CLIP (Radford et al. 2021, arXiv 2103.00020)."""
-    return (info_nce(a, b, temperature) + info_nce(b, a, temperature)) / 2
+    return (info_nce(a, b, temperature, groups) + info_nce(b, a, temperature, groups)) / 2
 
 
 def ctc(logits: Tensor, labels: Tensor, lengths: Tensor, label_lengths: Tensor) -> Tensor:

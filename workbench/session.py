@@ -138,9 +138,12 @@ class Session:
         return counts(self, bin_size)
 
     def get_series(self, name: str) -> Series:
-        """The series of that name, or the events of one such as "trials.go_cue_time" (see `workbench.conditions`);
-        UnknownName lists those that are there.
+        """The series of that name, or the events or pictures that one such as "trials.go_cue_time" or "pictures:tiny"
+        stands for (see `workbench.conditions`); UnknownName lists those that are there.
         """
+        if name not in self.series and name.startswith("pictures:"):
+            from workbench.images.embedding import of_session
+            return of_session(self, name.removeprefix("pictures:"))
         if name not in self.series and name.startswith(("trials.", "stimuli.")):
             from workbench.conditions import events
             return events(self, name)

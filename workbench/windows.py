@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from workbench.batch import Reader, SpikeBatch
+from workbench.conditions import picture_names, presentations
 from workbench.errors import BadRecording, UnknownName
 from workbench.session import Session, overlap
 
@@ -23,19 +25,27 @@ def split(session: Session, test: float = 0.2, valid: float = 0.1, *, by: str = 
     moves to its start (trials as long as a whole part are cut). Neighbouring windows share slow drift, so this is the
     honest default for what will be used later than it was trained.
     by "trial": whole trials drawn at random from `seed`. Time outside trials is in no part.
-    train: the share of the training part that is used, its latest time or its first-drawn trials; more holds less.
+    by "picture": every presentation, from its start to the next one's. All presentations of a picture are in one part,
+    and the same picture is in the same part of every session; shares are met on average, for each picture is drawn by
+    its own pixels and `seed`. Time before the first picture, and grey screens, are in no part.
+    train: the share of the training part that is used, its latest time or its first-drawn trials or pictures; more
+    holds less.
     """
     if not 0 < train <= 1:
         raise BadRecording(f"{train:g} of the training part cannot be used; give a share above 0 and up to 1")
     if test < 0 or valid < 0 or test + valid >= 1:
         raise BadRecording(f"a split of {valid:g} valid and {test:g} test leaves nothing to train on; give shares "
                            "whose sum is under 1")
-    if by not in ("time", "trial"):
-        raise UnknownName("split", by, ("time", "trial"), where="the ways to split")
-    parts = _by_time(session, test, valid) if by == "time" else _by_trial(session, test, valid, seed, train)
+    if by not in ("time", "trial", "picture"):
+        raise UnknownName("split", by, ("time", "trial", "picture"), where="the ways to split")
+    parts = _by_time(session, test, valid) if by == "time" else \
+        (_by_trial if by == "trial" else _by_picture)(session, test, valid, seed, train)
     if by == "time" and train < 1:
         parts["train"] = _latest(parts["train"], train)
     for name, share in (("train", 1), ("valid", valid), ("test", test)):
+        if share and not len(parts[name]) and by == "picture":
+            raise BadRecording(f"{session.id}: no presentation is left for the {name} part: "
+                               f"{len(picture_names(session))} pictures are too few; give other shares or another seed")
         if share and not len(parts[name]):
             raise BadRecording(f"{session.id}: no recording is left for the {name} part, since no cut may go through a "
                                f"trial: {len(session.trials)} trials in {session.duration:.1f} s are too few; give "
@@ -94,6 +104,27 @@ def _by_trial(session: Session, test: float, valid: float, seed: int, train: flo
         rows = trials[np.isin(group, drawn[name])]
         parts[name] = overlap(session.intervals, _joined(rows)) if len(rows) else rows
     return parts
+
+
+def _by_picture(session: Session, test: float, valid: float, seed: int, train: float) -> dict[str, np.ndarray]:
+    starts, image = presentations(session)
+    # Between 0 and 1, by what the picture is and nothing else: no other picture, session or order matters.
+    place = np.array([int(hashlib.sha256(f"{seed} {name}".encode()).hexdigest()[:13], 16) / 16 ** 13
+                      for name in picture_names(session)])[image]
+    edges = np.append(starts, session.stop)
+    drawn = {"test": place < test, "valid": (place >= test) & (place < test + valid),
+             "train": place >= 1 - train * (1 - test - valid)}
+    both = np.stack([edges[:-1], np.maximum(edges[1:], edges[:-1])], axis=1)
+    return {name: overlap(session.intervals, both[drawn[name]]) for name in ("train", "valid", "test")}
+
+
+def locked(intervals: np.ndarray, times: np.ndarray, duration: float) -> np.ndarray:
+    """The windows [n, 2] that begin at one of `times` [T] and lie wholly inside one of the intervals [n, 2]."""
+    intervals = np.asarray(intervals, float).reshape(-1, 2)
+    which = np.searchsorted(intervals[:, 0], times + 1e-9, side="right") - 1
+    inside = (which >= 0) & (times + duration <= intervals[np.maximum(which, 0), 1] + 1e-9) if len(intervals) else \
+        np.zeros(len(times), bool)
+    return np.stack([times[inside], times[inside] + duration], axis=1)
 
 
 def _joined(rows: np.ndarray) -> np.ndarray:

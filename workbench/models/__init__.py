@@ -18,7 +18,8 @@ _MODELS = {"poyo": "POYO", "ridge": "Ridge", "mlp": "MLP", "gru": "GRU",
            "lfads": "LFADS", "ldns": "LDNS",
            "mtm": "MtM", "neds": "NEDS",
            "poyo_plus": "POYOPlus", "capoyo": "CaPOYO", "neuroformer": "Neuroformer",
-           "neurobridge": "NeuroBridge", "neurobridge_decoder": "NeuroBridgeDecoder", "neurohorizon": "NeuroHorizon"}
+           "neurobridge": "NeuroBridge", "neurobridge_decoder": "NeuroBridgeDecoder",
+           "neurobridge_pictures": "NeuroBridgePictures", "neurohorizon": "NeuroHorizon"}
 _EXTRAS = {"cebra": "cebra"}                                            # model → the package that it cannot do without
 _OWN: dict[str, type] = {}                                             # models of the user's, by their names
 _VERBS = ("decodes", "reconstructs", "forecasts", "generates", "embeds")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     reads     series besides the target that its batches have to carry
     spikes    whether it sees spikes; a model of calcium traces does not
     rows_lr   learning rate at which rows of new units and sessions are learned (`workbench.adapt`)
+    locked    whether its windows begin with the target's samples, as those of pictures do, and not anywhere
+    slower    what begins the names of parameters → the share of the learning rate at which they learn
     """
 
     name = ""
@@ -60,6 +63,8 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     reads: Sequence[str] = ()
     spikes: bool = True
     rows_lr: float = 5e-3
+    locked: bool = False
+    slower: Mapping[str, float] = MappingProxyType({})
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], **settings) -> SpikeModel:

@@ -62,7 +62,7 @@ class NeuroBridgeDecoder(SpikeModel):
         if pretrained and encoder:
             raise WorkbenchError("a pretrained encoder has its own settings, and encoder= would change them; leave "
                                  "either out")
-        whole = NeuroBridge.from_pretrained(_weights(pretrained)) if pretrained else \
+        whole = NeuroBridge.from_pretrained(weights_of(pretrained)) if pretrained else \
             NeuroBridge.for_sessions(sessions, **(encoder or {}))
         whole.extend(sessions)
         mean, scale = scaling(sessions, target)
@@ -112,11 +112,11 @@ class NeuroBridgeDecoder(SpikeModel):
         return found.unflatten(1, (-1, number)).flatten(2)[window, column]
 
 
-def _weights(folder: str) -> Path:
+def weights_of(folder: str, what: str = "NeuroBridge") -> Path:
     """The folder itself, or of a run, the one that holds its final weights."""
     folder = Path(folder).expanduser()
     found = next((place for place in (folder, folder / "model") if (place / "config.json").is_file()), None)
     if found is None:
-        raise WorkbenchError(f"no NeuroBridge at {folder}; give the folder that save_pretrained wrote, or that of a "
+        raise WorkbenchError(f"no {what} at {folder}; give the folder that save_pretrained wrote, or that of a "
                              "finished run")
     return found

@@ -43,10 +43,14 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
 
 def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW that decays matrices only: a norm's gain or a bias pulled to zero is another model, not a smaller one."""
-    weights = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in weights if p.ndim >= 2], "weight_decay": optim.weight_decay},
-              {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=tuple(optim.betas), fused=True)
+    groups: dict[tuple[float, bool], list] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            share = next((share for start, share in model.slower.items() if name.startswith(start)), 1.0)
+            groups.setdefault((-share, weight.ndim < 2), []).append(weight)
+    return torch.optim.AdamW([{"params": params, "share": -share, "weight_decay": 0.0 if flat else optim.weight_decay}
+                              for (share, flat), params in sorted(groups.items(), key=lambda group: group[0])],
+                             lr=optim.lr, betas=tuple(optim.betas), fused=True)
 
 
 @contextmanager
@@ -112,7 +116,7 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
 
         lr = learning_rate(optim, step, budget.steps)
         for group in adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1.0)        # a checkpoint of before shares has none
         losses = model.loss(batch)
         adam.zero_grad(set_to_none=True)
         losses["loss"].backward()

@@ -6,6 +6,7 @@
     reconstructs                                                   scores["spikes"]: co-smoothing, bits per spike
     and fills in masks                                             the same by mode of masking
     forecasts bins                                                 scores["spikes"]: bits per spike by horizon
+    reads pictures  chosen by how well it finds them               scores[target]: identification, beside ridge's
 
 Losses of different models are different things: they say which weights of one run are best, never which model is.
 """
@@ -23,6 +24,7 @@ from torch import nn
 from workbench.analysis import decoding, probe
 from workbench.batch import Reader
 from workbench.errors import BadRecording
+from workbench.images import identify
 from workbench.session import Session
 from workbench.windows import aligned, reaching_back, sliding
 
@@ -49,12 +51,17 @@ def valid(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndar
     """What the best weights are chosen by: R², the higher the better, or the loss, the lower the better."""
     if model.decodes:                                                   # four windows over every sample choose as well
         return decoding.score(model, sessions, parts, target, causal=False, step=model.window / 4)["r2"]
+    if model.locked:
+        return identify.contrast(model, sessions, parts)
     return own_loss(model, sessions, parts, target)
 
 
 def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.ndarray], valid: Sequence[np.ndarray],
              test: Sequence[np.ndarray], target: str | None) -> tuple[dict[str, dict], str]:
     """The scores on the test part, by target and under "spikes", and how they were measured."""
+    if model.locked:
+        found = identify.held_out(model, sessions, train, valid, test)
+        return {target: found}, found.pop("protocol")
     scores: dict[str, dict[str, Any]] = {}
     shown = target in model.reads                                       # so that a probe would find what was put in
     if model.decodes:

@@ -52,12 +52,13 @@ class Model(_Part):
 
 
 class Split(_Part):
-    """Shares held out: by "time" `test` is the last part and `valid` is cut from the end of the rest; or by "trial"."""
+    """Shares held out: by "time" `test` is the last part and `valid` is cut from the end of the rest; or by "trial", or
+    by "picture"."""
 
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     valid: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    by: Literal["time", "trial"] = "time"
-    seed: Annotated[int, Field(ge=0)] = 0                               # of the draw of trials
+    by: Literal["time", "trial", "picture"] = "time"
+    seed: Annotated[int, Field(ge=0)] = 0                               # of the draw of trials or pictures
     train: Annotated[float, Field(gt=0, le=1)] = 1.0                    # share of the rest that is used, see `split`
 
 

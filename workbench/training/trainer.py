@@ -33,7 +33,7 @@ from workbench.models.base import parameters
 from workbench.session import Session, inside
 from workbench.training import loop, objectives, storage
 from workbench.training.recipe import Recipe
-from workbench.windows import RandomWindows, split
+from workbench.windows import RandomWindows, locked, split
 
 
 class CannotTrain(WorkbenchError, ValueError):
@@ -180,6 +180,10 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         model = models.build(recipe.model.name, [s.within(part) for s, part in zip(sessions, train_parts, strict=True)],
                              **given, **recipe.model.settings)
         solved = hasattr(model, "fit")
+        if model.locked:
+            train_parts, valid_parts, test_parts = (
+                [locked(part, s.get_series(target).times, model.window) for s, part in zip(sessions, each, strict=True)]
+                for each in (train_parts, valid_parts, test_parts))
         if not solved:
             windows = RandomWindows(sessions, train_parts, duration=model.window, seed=recipe.seed,
                                     targets=tuple(given.values()), also=model.reads,
@@ -270,7 +274,9 @@ def _target(recipe: Recipe, sessions: list[Session], needed: bool) -> str | None
         raise CannotTrain(f"the recipe names no target and the recordings share {len(there)} series ({listed}); say "
                              "target=NAME")
     for session in sessions:
-        if recipe.target not in session.series:
+        if recipe.target not in session.series and recipe.target.startswith(("pictures:", "trials.", "stimuli.")):
+            session.get_series(recipe.target)                           # which says what is missing
+        elif recipe.target not in session.series:
             raise UnknownName("series", recipe.target, session.series, where=f"session {session.id!r}",
                               hint="say target=NAME")
     return recipe.target

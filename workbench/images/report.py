@@ -1,0 +1,277 @@
+"""Reconstructed pictures beside those that were shown, what they score, and which method may be said to win.
+
+    Reconstructions ─► scores: a row a method, seed, item and metric ─► table: means, intervals, verdicts ─► summary
+                    └► notes: what has to be said beside any number
+    save ⇄ load        a folder of pictures.npz, items.json, perhaps scores.csv, and report.json, which is written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import workbench
+from workbench.errors import UnknownName, WorkbenchError
+from workbench.images import metrics
+from workbench.training import storage
+
+KINDS = ("method", "baseline", "chance", "ceiling")         # the first two compete; the others are for reference
+CHANCE = "another test picture"
+FEW = 2000                                                  # pictures, below which a Fréchet distance says nothing
+TOLD = {"simulated": "whether the spikes are simulated", "split": "how training and test pictures were parted",
+        "averaged": "how many presentations an item averages", "conditioned_by": "what each method was conditioned by"}
+SCORES = {"method": "str", "kind": "str", "seed": "int", "item": "int", "picture": "int", "metric": "str",
+          "value": "float", "same_encoder": "bool"}
+
+
+class BadReconstructions(WorkbenchError, ValueError):
+    """Pictures, items or features that do not fit each other, or a saved folder that is not whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructions:
+    """Pictures that were shown, and what each method made of every test presentation.
+
+    shown     uint8 [P, H, W, 3], a row a distinct test picture
+    items     a row a test presentation: picture (row of shown), session, start (s), and what else one likes
+    made      {method: uint8 [items, seeds, H, W, 3]}; kinds {method: "method", "baseline", "chance" or "ceiling"}
+    features  {extractor: {"shown": [P, D], method: [items, seeds, D]}}, of all methods or of some
+    protocol  how it came about: simulated, split, averaged (presentations to an item; 1: single ones), conditioned_by
+              ({method: extractor}), guidance, steps, …; what can be counted, and versions, are added here
+    """
+
+    shown: np.ndarray
+    items: pd.DataFrame
+    made: Mapping[str, np.ndarray]
+    kinds: Mapping[str, str]
+    features: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not {"picture", "session", "start"} <= set(self.items):
+            raise BadReconstructions(f"items of {', '.join(self.items)}; give picture, session and start of each")
+        number, pictures, which = len(self.items), len(self.shown), self.items["picture"].to_numpy()
+        if not number or which.dtype.kind not in "iu" or which.min() < 0 or which.max() >= pictures:
+            raise BadReconstructions(f"items of other pictures than the {pictures} shown; give integers from 0 on")
+        if set(self.kinds) != set(self.made) or not set(self.kinds.values()) <= set(KINDS) or CHANCE in self.made:
+            raise BadReconstructions(f"methods {', '.join(self.made)} of kinds {dict(self.kinds)}; say of each, and no "
+                                     f"other, that it is one of {', '.join(KINDS)}; {CHANCE!r} is added by itself")
+        picture = (*self.shown.shape[1:3], 3)
+        _check("the pictures shown", self.shown, (pictures, *picture), "uint8")
+        for method, made in self.made.items():
+            _check(f"the pictures of {method}", made, (number, *made.shape[1:2], *picture), "uint8")
+        for name, held in self.features.items():
+            if "shown" not in held:
+                raise BadReconstructions(f"no features of {name} of the pictures shown; give them under 'shown'")
+            for method, values in held.items():
+                rows = (pictures,) if method == "shown" else self.made.get(method, self.shown).shape[:2]
+                _check(f"the features of {name} of {method}", values, (*rows, held["shown"].shape[-1]), "float")
+        named = {method for held in self.features.values() for method in held if method != "shown"}
+        for method in (named | set(self.protocol.get("conditioned_by") or {})) - set(self.made):
+            raise UnknownName("method", method, self.made, "the features or conditioned_by")
+        versions = {name: version(name) for name in ("numpy", "scikit-image")} | {"workbench": workbench.__version__}
+        object.__setattr__(self, "protocol", {
+            "versions": versions, **self.protocol, "pictures": pictures, "items": number,
+            "size": list(self.shown.shape[1:3]), "extractors": list(self.features),
+            "samples": {method: made.shape[1] for method, made in self.made.items()}})
+
+    def save(self, folder: str | Path, scores: pd.DataFrame | None = None) -> Path:
+        """Write the folder, with the scores if given. What was cut off while written is never read as whole."""
+        folder = Path(folder).expanduser()
+        with suppress(OSError):                                         # old pictures under new words would be a lie
+            (folder / "report.json").unlink()
+        arrays = {"shown": self.shown} | {f"made {i}": made for i, made in enumerate(self.made.values())}
+        for i, held in enumerate(self.features.values()):
+            arrays |= {f"features {i} {j}": values for j, values in enumerate(held.values())}
+        columns = {name: (values if values.dtype.kind in "iufb" else values.astype(str)).tolist()
+                   for name, values in self.items.items()}
+        storage.write(folder / "pictures.npz", lambda file: np.savez_compressed(file, **arrays))
+        storage.write_json(folder / "items.json", columns)
+        if scores is not None:
+            storage.write(folder / "scores.csv", scores.to_csv(index=False).encode())
+        written = ["pictures.npz", "items.json"] + ["scores.csv"] * (scores is not None)
+        storage.write_json(folder / "report.json", {
+            "protocol": self.protocol, "notes": notes(self), "scored": {} if scores is None else scores.attrs,
+            "kinds": [[method, self.kinds[method]] for method in self.made],
+            "features": [[name, list(held)] for name, held in self.features.items()],
+            "files": {name: _sha256(folder / name) for name in written}})
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Reconstructions:
+        """What `save` wrote. Raises UnknownName for a folder that is not there, BadReconstructions for half a one."""
+        folder, told = _opened(folder, "pictures.npz", "items.json")
+        try:
+            with np.load(folder / "pictures.npz", allow_pickle=False) as held:
+                made = {method: held[f"made {i}"] for i, (method, _) in enumerate(told["kinds"])}
+                features = {name: {each: held[f"features {i} {j}"] for j, each in enumerate(inside)}
+                            for i, (name, inside) in enumerate(told["features"])}
+                items = pd.DataFrame(storage.read_json(folder / "items.json"))
+                return cls(held["shown"], items, made, dict(told["kinds"]), features, told["protocol"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadReconstructions(f"{folder} is not what its report.json says ({error}); save it anew") from error
+
+
+def load_scores(folder: str | Path) -> pd.DataFrame:
+    """The scores in a saved folder, without reading its pictures."""
+    folder, told = _opened(folder, "scores.csv")
+    frame = pd.read_csv(folder / "scores.csv", dtype=SCORES, keep_default_na=False, float_precision="round_trip")
+    frame.attrs = told["scored"]
+    return frame
+
+
+def scores(result: Reconstructions, *, side: int | None = None, shuffles: int = 3, seed: int = 0) -> pd.DataFrame:
+    """A row a method, seed, item and metric; the columns are those of `SCORES`.
+
+    pixcorr, ssim (at `side`, see `metrics.ssim`), and of every extractor cosine[…], two_way[…] and rank[…]: the rank of
+    the shown picture among all test pictures, by what was made; lower is better. The method "another test picture" is
+    chance: each item's picture beside `shuffles` others, under the names of seeds.
+    """
+    which, pictures = result.items["picture"].to_numpy(), len(result.shown)
+    order = np.random.default_rng(seed).permutation(pictures)
+    steps = np.arange(1, min(shuffles, pictures - 1) + 1)                                   # around a ring: never itself
+    others = order[(np.argsort(order)[which] + steps[:, None]) % pictures]                  # [shuffles, items]
+    parts = []
+    for method, made in result.made.items():
+        for s in range(made.shape[1]):
+            vectors = {name: held[method][:, s] for name, held in result.features.items() if method in held}
+            parts.append(_scored(result, method, s, made[:, s], vectors, side))
+    for s, other in enumerate(others):
+        vectors = {name: held["shown"][other] for name, held in result.features.items()}
+        parts.append(_scored(result, CHANCE, s, result.shown[other], vectors, side))
+    frame = pd.concat(parts, ignore_index=True)
+    frame.attrs = {"ssim": metrics.ssim_protocol(side), "candidates": pictures, "shuffles": len(steps)}
+    return frame
+
+
+def _scored(result: Reconstructions, method: str, seed: int, made: np.ndarray, vectors: Mapping[str, np.ndarray],
+            side: int | None) -> pd.DataFrame:
+    """One picture an item [items, H, W, 3] and its vectors {extractor: [items, D]}."""
+    which = result.items["picture"].to_numpy()
+    true = result.shown[which]
+    found = {"pixcorr": metrics.pixcorr(true, made), "ssim": metrics.ssim(true, made, side)}
+    for name, vector in vectors.items():
+        shown = result.features[name]["shown"]
+        near = metrics.similarity(vector, shown)
+        found |= {f"cosine[{name}]": near[np.arange(len(which)), which], f"rank[{name}]": metrics.ranks(near, which)}
+        if len(shown) > 1:
+            found[f"two_way[{name}]"] = metrics.two_way(shown, vector, which)
+    told = {"method": method, "kind": result.kinds.get(method, "chance"), "seed": seed, "item": np.arange(len(which)),
+            "picture": which}
+    frame = pd.DataFrame({**told, **found}).melt(list(told), var_name="metric")
+    by = (result.protocol.get("conditioned_by") or {}).get(method)
+    return frame.assign(same_encoder=frame["metric"].str.endswith(f"[{by}]"))
+
+
+def table(scores: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """A row a metric and method, the best first: mean and its 95 % interval over pictures, and what may be said.
+
+    seed_sd        standard deviation of the mean over `seeds` seeds; the interval takes the seeds as they are
+    verdict        of methods and baselines: "wins", "not told apart" from the best (or the best from another), "behind"
+    behind         how far from the best, paired by picture; told apart where its 95 % interval excludes 0. Not corrected
+                   for the number of methods
+    above_chance   the paired interval of the difference to another test picture excludes 0
+    same_encoder   the extractor of the metric conditioned the method: it scores its own
+    """
+    rows = []
+    for metric, part in scores.groupby("metric", sort=False):
+        sign = -1 if metric.startswith("rank[") else 1
+        told = part.groupby("method", sort=False)[["kind", "same_encoder"]].first()
+        by_seed = part.groupby(["method", "seed"])["value"].mean().groupby("method").agg(["std", "size"])
+        each = part.groupby(["item", "picture", "method"])["value"].mean().unstack()[list(told.index)]
+        values, means = each.to_numpy(), sign * each.mean()
+        rivals = means[told["kind"].isin(["method", "baseline"])]
+        best, chance = (each[[m]].to_numpy() if m in each else np.nan
+                        for m in (rivals.idxmax() if len(rivals) else None, CHANCE))
+        beside = np.hstack([values, sign * (best - values), sign * (values - chance)])      # on the same draws: paired
+        found = metrics.bootstrap(beside, each.index.get_level_values("picture"), draws, seed)
+        own, behind, above = np.stack(found).reshape(3, 3, -1).swapaxes(0, 1)               # each: mean, low, high
+        tied = {m for m, low in zip(each, behind[1], strict=True) if m in rivals and not low > 0}
+        for i in np.argsort(-means.to_numpy(), kind="stable"):
+            method = each.columns[i]
+            verdict = ("" if method not in rivals or len(rivals) < 2 else "behind" if method not in tied else
+                       "wins" if len(tied) == 1 else "not told apart")
+            over = None if method == CHANCE or CHANCE not in each else bool(above[1, i] > 0)
+            far = behind[:, i] if method in rivals else [np.nan] * 3
+            rows.append([metric, method, told["kind"][method], *own[:, i], by_seed["std"][method],
+                         by_seed["size"][method], verdict, *far, over, told["same_encoder"][method]])
+    return pd.DataFrame(rows, columns=["metric", "method", "kind", "mean", "low", "high", "seed_sd", "seeds", "verdict",
+                                       "behind", "behind_low", "behind_high", "above_chance", "same_encoder"])
+
+
+def summary(table: pd.DataFrame) -> str:
+    """A line a metric, in plain words: who wins it, who is not told apart from whom, and what chance is."""
+    lines = []
+    for metric, part in table.groupby("metric", sort=False):
+        part = part.set_index("method")
+        rivals = part[part["kind"].isin(["method", "baseline"])]
+        first, rest = rivals[rivals["verdict"] != "behind"], rivals[rivals["verdict"] == "behind"]
+        if first.empty:
+            continue
+        leads = [f"{name} ({row['mean']:.3g}, 95 % {row['low']:.3g} to {row['high']:.3g})" for name, row in first.iterrows()]
+        says = "is alone" if len(rivals) < 2 else "wins" if len(first) == 1 else "are not told apart"
+        behind = ", ".join(f"{name} ({mean:.3g})" for name, mean in rest["mean"].items())
+        low, same = rivals.index[rivals["above_chance"] == False], rivals.index[rivals["same_encoder"]]     # noqa: E712
+        lines.append(f"{metric}{', lower is better' if metric.startswith('rank[') else ''}: {' and '.join(leads)} {says}"
+                     + (f", ahead of {behind}" if behind else "")
+                     + (f"; chance is {part['mean'][CHANCE]:.3g}." if CHANCE in part.index else ".")
+                     + (f" Not above chance: {', '.join(low)}." if len(low) else "")
+                     + (f" Same encoder: it also conditioned {', '.join(same)}." if len(same) else ""))
+    return "\n".join(lines)
+
+
+def notes(result: Reconstructions) -> list[str]:
+    """What has to be said beside any number of these: from the protocol, and what the protocol does not tell."""
+    told, found = result.protocol, []
+    if told.get("simulated"):
+        found.append("The spikes are simulated.")
+    if (told.get("averaged") or 1) > 1:
+        found.append(f"Each item averages {told['averaged']} presentations; single ones are harder to decode.")
+    for method, name in (told.get("conditioned_by") or {}).items():
+        if name in result.features:
+            found.append(f"Same encoder: {name} conditioned {method} and scores it; look at another extractor, too.")
+    if len(result.shown) < FEW:
+        found.append(f"{len(result.shown)} test pictures: no Fréchet distance, which wants {FEW:,} at least.")
+    missing = [says for key, says in TOLD.items() if key not in told]
+    return [*found, f"The protocol does not say {', '.join(missing)}."] if missing else found
+
+
+def _check(what: str, values: np.ndarray, shape: tuple, kind: str) -> None:
+    """Nothing but numbers: other arrays would be pickled when saved."""
+    if values.shape != shape or not values.size or not values.dtype.name.startswith(kind):
+        raise BadReconstructions(f"{what} are {values.dtype} of shape {values.shape}; give {kind} of shape {shape}")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any]]:
+    """A saved folder and its report.json, once the files that are asked for are found to be those that it names."""
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        near = [path.parent.name for path in folder.parent.glob("*/report.json")]
+        raise UnknownName("reconstructions", folder.name, near, str(folder.parent))
+    if not (folder / "report.json").is_file():
+        raise BadReconstructions(f"{folder} has no report.json, which is written last: it holds no reconstructions, or "
+                                 "saving them was cut off; save them anew")
+    try:
+        told = storage.read_json(folder / "report.json")
+        absent = [name for name in names if name not in told["files"]]
+        changed = [name for name in names if name not in absent and _sha256(folder / name) != told["files"][name]]
+    except (TypeError, KeyError, ValueError, OSError) as error:
+        raise BadReconstructions(f"{folder} is damaged ({error}); save it anew") from error
+    if absent:
+        raise UnknownName("file", absent[0], told["files"], str(folder), "save(folder, scores) writes the scores, too")
+    if changed:
+        raise BadReconstructions(f"{folder / changed[0]} is not the file that was saved; save it anew")
+    return folder, told
