@@ -150,9 +150,12 @@ def _table(run: Run) -> str:
     protocol = result["protocol"]
     names = ", ".join(r["id"] for r in protocol["recordings"])
     test = sum(b - a for part in protocol["split"].values() for a, b in part["test"])
-    what = f"R² of {protocol['target']}" if protocol["target"] in result["scores"] else "scores"
-    lines = [f"held-out {what}, {names}{' (SIMULATED)' if protocol['simulated'] else ''}: the last "
-             f"{test:,.0f} s, which no model was trained or chosen on"]
+    score = result["scores"].get(protocol["target"], {})
+    what = f"R² of {protocol['target']}" if "r2" in score else "scores"
+    where = f"{score['presentations']:,} presentations of {score['pictures']:,} pictures" if "pictures" in score else \
+        f"the last {test:,.0f} s"
+    lines = [f"held-out {what}, {names}{' (SIMULATED)' if protocol['simulated'] else ''}: {where}, which no model was "
+             "trained or chosen on"]
     for name, score in run.scores().iterrows():
         each = score.filter(regex=r"^r2_\d+$").dropna().astype(float)
         told = ", ".join(f"{r2:.3f}" for r2 in each) if len(each) <= 8 else \

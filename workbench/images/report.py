@@ -30,6 +30,7 @@ TOLD = {"simulated": "whether the spikes are simulated", "split": "how training 
         "averaged": "how many presentations an item averages", "conditioned_by": "what each method was conditioned by"}
 SCORES = {"method": "str", "kind": "str", "seed": "int", "item": "int", "picture": "int", "metric": "str",
           "value": "float", "same_encoder": "bool"}
+_sha256 = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class BadReconstructions(WorkbenchError, ValueError):
@@ -56,27 +57,25 @@ class Reconstructions:
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if not {"picture", "session", "start"} <= set(self.items):
-            raise BadReconstructions(f"items of {', '.join(self.items)}; give picture, session and start of each")
-        number, pictures, which = len(self.items), len(self.shown), self.items["picture"].to_numpy()
-        if not number or which.dtype.kind not in "iu" or which.min() < 0 or which.max() >= pictures:
-            raise BadReconstructions(f"items of other pictures than the {pictures} shown; give integers from 0 on")
-        if set(self.kinds) != set(self.made) or not set(self.kinds.values()) <= set(KINDS) or CHANCE in self.made:
-            raise BadReconstructions(f"methods {', '.join(self.made)} of kinds {dict(self.kinds)}; say of each, and no "
-                                     f"other, that it is one of {', '.join(KINDS)}; {CHANCE!r} is added by itself")
-        picture = (*self.shown.shape[1:3], 3)
-        _check("the pictures shown", self.shown, (pictures, *picture), "uint8")
-        for method, made in self.made.items():
-            _check(f"the pictures of {method}", made, (number, *made.shape[1:2], *picture), "uint8")
+        number, pictures, known = len(self.items), len(self.shown), {"shown", *self.made}
+        which = self.items.get("picture", pd.Series(dtype=float))
+        if not ({"session", "start"} <= set(self.items) and which.dtype.kind in "iu"
+                and which.between(0, pictures - 1).all()):
+            raise BadReconstructions(f"items of {', '.join(self.items)}; give session, start, and picture: rows of the "
+                                     f"{pictures} shown, from 0 on")
+        if set(self.kinds) != set(self.made) or set(self.kinds.values()) - set(KINDS) or CHANCE in known:
+            raise BadReconstructions(f"methods {', '.join(self.made)} of kinds {dict(self.kinds)}; say of each if it is "
+                                     f"{', '.join(KINDS)}, and call none of them {CHANCE!r}")
+        for method in {*self.protocol.get("conditioned_by", {})}.union(*self.features.values()) - known:
+            raise UnknownName("method", method, self.made, hint="features and conditioned_by name those in made")
+        rows = {"shown": (pictures,)} | {method: (number, *made.shape[1:2]) for method, made in self.made.items()}
+        for method, values in {"shown": self.shown, **self.made}.items():
+            _check(f"the pictures {method}", values, (*rows[method], *self.shown.shape[1:3], 3), "uint8")
         for name, held in self.features.items():
             if "shown" not in held:
-                raise BadReconstructions(f"no features of {name} of the pictures shown; give them under 'shown'")
+                raise UnknownName("pictures", "shown", held, f"the features of {name}")
             for method, values in held.items():
-                rows = (pictures,) if method == "shown" else self.made.get(method, self.shown).shape[:2]
-                _check(f"the features of {name} of {method}", values, (*rows, held["shown"].shape[-1]), "float")
-        named = {method for held in self.features.values() for method in held if method != "shown"}
-        for method in (named | set(self.protocol.get("conditioned_by") or {})) - set(self.made):
-            raise UnknownName("method", method, self.made, "the features or conditioned_by")
+                _check(f"the features of {name}, {method},", values, (*rows[method], held["shown"].shape[-1]), "float")
         versions = {name: version(name) for name in ("numpy", "scikit-image")} | {"workbench": workbench.__version__}
         object.__setattr__(self, "protocol", {
             "versions": versions, **self.protocol, "pictures": pictures, "items": number,
@@ -91,18 +90,17 @@ class Reconstructions:
         arrays = {"shown": self.shown} | {f"made {i}": made for i, made in enumerate(self.made.values())}
         for i, held in enumerate(self.features.values()):
             arrays |= {f"features {i} {j}": values for j, values in enumerate(held.values())}
-        columns = {name: (values if values.dtype.kind in "iufb" else values.astype(str)).tolist()
-                   for name, values in self.items.items()}
+        plain = lambda column: (column if column.dtype.kind in "iufb" else column.astype(str)).tolist()
         storage.write(folder / "pictures.npz", lambda file: np.savez_compressed(file, **arrays))
-        storage.write_json(folder / "items.json", columns)
+        storage.write_json(folder / "items.json", {name: plain(column) for name, column in self.items.items()})
         if scores is not None:
             storage.write(folder / "scores.csv", scores.to_csv(index=False).encode())
-        written = ["pictures.npz", "items.json"] + ["scores.csv"] * (scores is not None)
+        files = ("pictures.npz", "items.json", *["scores.csv"] * (scores is not None))
         storage.write_json(folder / "report.json", {
             "protocol": self.protocol, "notes": notes(self), "scored": {} if scores is None else scores.attrs,
-            "kinds": [[method, self.kinds[method]] for method in self.made],
-            "features": [[name, list(held)] for name, held in self.features.items()],
-            "files": {name: _sha256(folder / name) for name in written}})
+            "kinds": {method: self.kinds[method] for method in self.made},
+            "features": {name: list(held) for name, held in self.features.items()},
+            "files": {name: _sha256(folder / name) for name in files}})
         return folder
 
     @classmethod
@@ -111,11 +109,11 @@ class Reconstructions:
         folder, told = _opened(folder, "pictures.npz", "items.json")
         try:
             with np.load(folder / "pictures.npz", allow_pickle=False) as held:
-                made = {method: held[f"made {i}"] for i, (method, _) in enumerate(told["kinds"])}
+                made = {method: held[f"made {i}"] for i, method in enumerate(told["kinds"])}
                 features = {name: {each: held[f"features {i} {j}"] for j, each in enumerate(inside)}
-                            for i, (name, inside) in enumerate(told["features"])}
+                            for i, (name, inside) in enumerate(told["features"].items())}
                 items = pd.DataFrame(storage.read_json(folder / "items.json"))
-                return cls(held["shown"], items, made, dict(told["kinds"]), features, told["protocol"])
+                return cls(held["shown"], items, made, told["kinds"], features, told["protocol"])
         except (KeyError, TypeError, ValueError) as error:
             raise BadReconstructions(f"{folder} is not what its report.json says ({error}); save it anew") from error
 
@@ -131,43 +129,41 @@ def load_scores(folder: str | Path) -> pd.DataFrame:
 def scores(result: Reconstructions, *, side: int | None = None, shuffles: int = 3, seed: int = 0) -> pd.DataFrame:
     """A row a method, seed, item and metric; the columns are those of `SCORES`.
 
-    pixcorr, ssim (at `side`, see `metrics.ssim`), and of every extractor cosine[…], two_way[…] and rank[…]: the rank of
-    the shown picture among all test pictures, by what was made; lower is better. The method "another test picture" is
-    chance: each item's picture beside `shuffles` others, under the names of seeds.
+    pixcorr, ssim (at `side`, see `metrics.ssim`), and of every extractor cosine[…], two_way[…] and rank[…]: where the
+    shown picture stands among all test pictures, 1 is best. The method "another test picture" is chance: each item's
+    picture beside `shuffles` others, numbered as seeds.
     """
-    which, pictures = result.items["picture"].to_numpy(), len(result.shown)
-    order = np.random.default_rng(seed).permutation(pictures)
-    steps = np.arange(1, min(shuffles, pictures - 1) + 1)                                   # around a ring: never itself
-    others = order[(np.argsort(order)[which] + steps[:, None]) % pictures]                  # [shuffles, items]
-    parts = []
+    order, parts = np.random.default_rng(seed).permutation(len(result.shown)), []
+    steps = np.arange(1, min(shuffles, len(order) - 1) + 1)                                 # in a ring: never itself
+    others = order[(np.argsort(order)[result.items["picture"]] + steps[:, None]) % len(order)]      # [shuffles, items]
     for method, made in result.made.items():
         for s in range(made.shape[1]):
             vectors = {name: held[method][:, s] for name, held in result.features.items() if method in held}
-            parts.append(_scored(result, method, s, made[:, s], vectors, side))
+            parts.append(_scored(result, side, method, s, made[:, s], vectors))
     for s, other in enumerate(others):
         vectors = {name: held["shown"][other] for name, held in result.features.items()}
-        parts.append(_scored(result, CHANCE, s, result.shown[other], vectors, side))
+        parts.append(_scored(result, side, CHANCE, s, result.shown[other], vectors))
     frame = pd.concat(parts, ignore_index=True)
-    frame.attrs = {"ssim": metrics.ssim_protocol(side), "candidates": pictures, "shuffles": len(steps)}
+    frame.attrs = {"ssim": metrics.ssim_protocol(side), "candidates": len(order), "shuffles": len(steps)}
     return frame
 
 
-def _scored(result: Reconstructions, method: str, seed: int, made: np.ndarray, vectors: Mapping[str, np.ndarray],
-            side: int | None) -> pd.DataFrame:
+def _scored(result: Reconstructions, side: int | None, method: str, seed: int, made: np.ndarray,
+            vectors: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """One picture an item [items, H, W, 3] and its vectors {extractor: [items, D]}."""
     which = result.items["picture"].to_numpy()
-    true = result.shown[which]
+    true, number = result.shown[which], np.arange(len(which))
     found = {"pixcorr": metrics.pixcorr(true, made), "ssim": metrics.ssim(true, made, side)}
     for name, vector in vectors.items():
         shown = result.features[name]["shown"]
         near = metrics.similarity(vector, shown)
-        found |= {f"cosine[{name}]": near[np.arange(len(which)), which], f"rank[{name}]": metrics.ranks(near, which)}
+        found |= {f"cosine[{name}]": near[number, which], f"rank[{name}]": metrics.ranks(near, which)}
         if len(shown) > 1:
             found[f"two_way[{name}]"] = metrics.two_way(shown, vector, which)
-    told = {"method": method, "kind": result.kinds.get(method, "chance"), "seed": seed, "item": np.arange(len(which)),
-            "picture": which}
-    frame = pd.DataFrame({**told, **found}).melt(list(told), var_name="metric")
-    by = (result.protocol.get("conditioned_by") or {}).get(method)
+    told = {"method": method, "kind": result.kinds.get(method, "chance")}
+    told |= {"seed": seed, "item": number, "picture": which}
+    frame, by = pd.DataFrame({**told, **found}), result.protocol.get("conditioned_by", {}).get(method)
+    frame = frame.melt(list(told), var_name="metric")
     return frame.assign(same_encoder=frame["metric"].str.endswith(f"[{by}]"))
 
 
@@ -175,11 +171,10 @@ def table(scores: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFram
     """A row a metric and method, the best first: mean and its 95 % interval over pictures, and what may be said.
 
     seed_sd        standard deviation of the mean over `seeds` seeds; the interval takes the seeds as they are
-    verdict        of methods and baselines: "wins", "not told apart" from the best (or the best from another), "behind"
-    behind         how far from the best, paired by picture; told apart where its 95 % interval excludes 0. Not corrected
-                   for the number of methods
+    verdict        of methods and baselines: "wins"; "not told apart" from the best, or the best from another; "behind"
+    behind         how far; its 95 % interval, paired by picture, tells apart where it excludes 0, each pair for itself
     above_chance   the paired interval of the difference to another test picture excludes 0
-    same_encoder   the extractor of the metric conditioned the method: it scores its own
+    same_encoder   the extractor of the metric conditioned the method
     """
     rows = []
     for metric, part in scores.groupby("metric", sort=False):
@@ -211,33 +206,29 @@ def summary(table: pd.DataFrame) -> str:
     """A line a metric, in plain words: who wins it, who is not told apart from whom, and what chance is."""
     lines = []
     for metric, part in table.groupby("metric", sort=False):
-        part = part.set_index("method")
         rivals = part[part["kind"].isin(["method", "baseline"])]
-        first, rest = rivals[rivals["verdict"] != "behind"], rivals[rivals["verdict"] == "behind"]
-        if first.empty:
-            continue
-        leads = [f"{name} ({row['mean']:.3g}, 95 % {row['low']:.3g} to {row['high']:.3g})" for name, row in first.iterrows()]
+        behind = rivals["verdict"] == "behind"
+        first = [f"{one.method} ({one.mean:.3g}, 95 % {one.low:.3g} to {one.high:.3g})"
+                 for one in rivals[~behind].itertuples()]
+        rest = {"; behind the first: ": [f"{one.method} ({one.mean:.3g})" for one in rivals[behind].itertuples()],
+                "; chance is ": [f"{mean:.3g}" for mean in part["mean"][part["method"] == CHANCE]],
+                ". Not above chance: ": rivals["method"][rivals["above_chance"].isin([False])],
+                ". Same encoder, which also conditioned ": rivals["method"][rivals["same_encoder"]]}
         says = "is alone" if len(rivals) < 2 else "wins" if len(first) == 1 else "are not told apart"
-        behind = ", ".join(f"{name} ({mean:.3g})" for name, mean in rest["mean"].items())
-        low, same = rivals.index[rivals["above_chance"] == False], rivals.index[rivals["same_encoder"]]     # noqa: E712
-        lines.append(f"{metric}{', lower is better' if metric.startswith('rank[') else ''}: {' and '.join(leads)} {says}"
-                     + (f", ahead of {behind}" if behind else "")
-                     + (f"; chance is {part['mean'][CHANCE]:.3g}." if CHANCE in part.index else ".")
-                     + (f" Not above chance: {', '.join(low)}." if len(low) else "")
-                     + (f" Same encoder: it also conditioned {', '.join(same)}." if len(same) else ""))
+        rest = "".join(start + ", ".join(names) for start, names in rest.items() if len(names))
+        name = f"{metric}, lower is better" if metric.startswith("rank[") else metric
+        lines += [f"{name}: {' and '.join(first)} {says}{rest}."] if first else []
     return "\n".join(lines)
 
 
 def notes(result: Reconstructions) -> list[str]:
     """What has to be said beside any number of these: from the protocol, and what the protocol does not tell."""
-    told, found = result.protocol, []
-    if told.get("simulated"):
-        found.append("The spikes are simulated.")
+    told = result.protocol
+    found = ["The spikes are simulated."] if told.get("simulated") else []
     if (told.get("averaged") or 1) > 1:
         found.append(f"Each item averages {told['averaged']} presentations; single ones are harder to decode.")
-    for method, name in (told.get("conditioned_by") or {}).items():
-        if name in result.features:
-            found.append(f"Same encoder: {name} conditioned {method} and scores it; look at another extractor, too.")
+    found += [f"Same encoder: {name} conditioned {method} and scores it; look at another extractor, too."
+              for method, name in told.get("conditioned_by", {}).items() if name in result.features]
     if len(result.shown) < FEW:
         found.append(f"{len(result.shown)} test pictures: no Fréchet distance, which wants {FEW:,} at least.")
     missing = [says for key, says in TOLD.items() if key not in told]
@@ -245,14 +236,8 @@ def notes(result: Reconstructions) -> list[str]:
 
 
 def _check(what: str, values: np.ndarray, shape: tuple, kind: str) -> None:
-    """Nothing but numbers: other arrays would be pickled when saved."""
-    if values.shape != shape or not values.size or not values.dtype.name.startswith(kind):
+    if values.shape != shape or not values.size or not values.dtype.name.startswith(kind):  # objects would be pickled
         raise BadReconstructions(f"{what} are {values.dtype} of shape {values.shape}; give {kind} of shape {shape}")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _opened(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any]]:
@@ -262,16 +247,14 @@ def _opened(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any]]:
         near = [path.parent.name for path in folder.parent.glob("*/report.json")]
         raise UnknownName("reconstructions", folder.name, near, str(folder.parent))
     if not (folder / "report.json").is_file():
-        raise BadReconstructions(f"{folder} has no report.json, which is written last: it holds no reconstructions, or "
-                                 "saving them was cut off; save them anew")
+        raise BadReconstructions(f"{folder} has no report.json, which is written last: nothing was saved there, or "
+                                 "saving was cut off; save it anew")
     try:
         told = storage.read_json(folder / "report.json")
-        absent = [name for name in names if name not in told["files"]]
-        changed = [name for name in names if name not in absent and _sha256(folder / name) != told["files"][name]]
-    except (TypeError, KeyError, ValueError, OSError) as error:
+        wrong = [name for name in names if not (folder / name).is_file()
+                 or _sha256(folder / name) != told["files"].get(name)]
+    except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:
         raise BadReconstructions(f"{folder} is damaged ({error}); save it anew") from error
-    if absent:
-        raise UnknownName("file", absent[0], told["files"], str(folder), "save(folder, scores) writes the scores, too")
-    if changed:
-        raise BadReconstructions(f"{folder / changed[0]} is not the file that was saved; save it anew")
+    if wrong:
+        raise BadReconstructions(f"{folder / wrong[0]} is not there, or not what was saved: save(folder, scores) anew")
     return folder, told

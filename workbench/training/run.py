@@ -138,7 +138,8 @@ class Run:
         """The held-out scores of the run's model and of each baseline, one row a model.
 
         r2, r2_causal, both per dimension, where there is a target; of models that decode nothing what else was
-        measured: loss (never to be compared between models), bits per spike.
+        measured: loss (never to be compared between models), bits per spike. Of models that read pictures: how well
+        they tell which it was, and ridge regression into the same space.
         """
         result, rows, own = self.result(), {}, self.recipe.model.name
         own = f"{own} (this run)" if own in result["baselines"] else own
@@ -150,6 +151,9 @@ class Run:
             rows[name] |= {f"{key}_{i}": value for key in ("r2", "r2_causal")
                            for i, value in enumerate(score.get(f"{key}_per_dim", ()))}
             rows[name] |= {k: v for k, v in scores.get("spikes", {}).items() if isinstance(v, float)}
+            if "two_way" in score:                                      # which picture was it, and ridge asked the same
+                rows[name] |= {k: v for k, v in score.items() if isinstance(v, float)}
+                rows["ridge"] = {k: v for k, v in score["ridge"].items() if isinstance(v, float)}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
     def model(self) -> nn.Module:
@@ -245,13 +249,14 @@ class Run:
                 "data": ", ".join(Path(d).name for d in data), "target": target, "step": status.get("step"),
                 "steps": status.get("steps"), "valid": status.get("valid"),
                 "valid_name": status.get("valid_name"), "test_r2": scores.get(target, {}).get("r2"),
-                "test_bits": scores.get("spikes", {}).get("bits_per_spike"), "started": self.started}
+                "test_bits": scores.get("spikes", {}).get("bits_per_spike"),
+                "test_two_way": scores.get(target, {}).get("two_way"), "started": self.started}
 
     def __repr__(self) -> str:
         facts = self._facts()
         step = f", step {facts['step']:,} of {facts['steps']:,}" if facts["step"] and facts["steps"] else ""
         named = {f"validation {facts['valid_name']}": facts["valid"], "held-out R²": facts["test_r2"],
-                 "held-out bits per spike": facts["test_bits"]}
+                 "held-out bits per spike": facts["test_bits"], "held-out two-way": facts["test_two_way"]}
         score = "".join(f", {name} {value:.3f}" for name, value in named.items() if value is not None)
         why = f": {self.error}" if facts["state"] in ("failed", "lost") else ""
         return f"Run {str(self.path)!r} is {facts['state']}: {facts['model']} on {facts['data']}{step}{score}{why}"

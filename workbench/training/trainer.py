@@ -264,6 +264,10 @@ def _target(recipe: Recipe, sessions: list[Session], needed: bool) -> str | None
     if recipe.target is None and not needed:
         return None
     there = set.intersection(*(set(s.series) for s in sessions))
+    if recipe.target and recipe.target.startswith(("pictures:", "trials.", "stimuli.")):
+        for session in sessions:
+            session.get_series(recipe.target)                           # which says what is missing
+        return recipe.target
     if not any(s.series for s in sessions):
         names = ", ".join(s.id for s in sessions)
         raise CannotTrain(f"{names} has no behaviour to decode: there is no series beside the spikes")
@@ -274,9 +278,7 @@ def _target(recipe: Recipe, sessions: list[Session], needed: bool) -> str | None
         raise CannotTrain(f"the recipe names no target and the recordings share {len(there)} series ({listed}); say "
                              "target=NAME")
     for session in sessions:
-        if recipe.target not in session.series and recipe.target.startswith(("pictures:", "trials.", "stimuli.")):
-            session.get_series(recipe.target)                           # which says what is missing
-        elif recipe.target not in session.series:
+        if recipe.target not in session.series:
             raise UnknownName("series", recipe.target, session.series, where=f"session {session.id!r}",
                               hint="say target=NAME")
     return recipe.target
