@@ -81,8 +81,8 @@ def test_a_row_is_the_metric_of_its_item_and_seed(result, scored):
     for metric, values in want.items():
         np.testing.assert_array_equal(found.loc[metric, "value"], values)
         np.testing.assert_array_equal(found.loc[metric, "picture"], WHICH)
-    assert (report.scores(result, side=24).query("metric == 'ssim' and method == 'bad' and seed == 1")["value"].to_numpy()
-            == metrics.ssim(true, made, side=24)).all()
+    larger = report.scores(result, side=24).query("metric == 'ssim' and method == 'bad' and seed == 1")["value"]
+    np.testing.assert_array_equal(larger, metrics.ssim(true, made, side=24))
 
 
 def test_chance_is_another_picture_never_the_same(scored, told):
@@ -100,8 +100,9 @@ def test_a_single_test_picture_has_scores_and_no_chance():
     table = report.table(report.scores(Reconstructions(
         shown, items, {"m": shown[None]}, {"m": "method"}, {"e": {"shown": np.ones((1, 3)), "m": np.ones((1, 1, 3))}})))
     assert set(table["metric"]) == {"pixcorr", "ssim", "cosine[e]", "rank[e]"} and set(table["method"]) == {"m"}
-    assert (table["mean"] == pytest.approx(1)) and table["low"].isna().all() and (table["verdict"] == "").all()
-    assert table["above_chance"].isna().all() and "m (1, 95 % nan to nan) is alone." in report.summary(table)
+    assert table["mean"].to_numpy() == pytest.approx(np.ones(4)) and table["low"].isna().all()
+    assert (table["verdict"] == "").all() and table["above_chance"].isna().all()
+    assert "m (1, 95 % nan to nan) is alone." in report.summary(table)
 
 
 # The table and what it says
@@ -131,12 +132,17 @@ def test_means_intervals_and_spreads_are_those_of_the_scores(scored, told):
 
 
 def test_a_tie_is_not_called_a_win():
-    table = report.table(report.scores(some((("one", 0.5), ("two", 0.5), ("bad", 4.0)), protocol={})))
+    """Two methods, each good where the other is bad, and a third that is bad everywhere."""
+    given, even = some(), (WHICH % 2 == 0)[:, None]
+    both = [given.made["good"], given.made["bad"]], [given.features["own"]["good"], given.features["own"]["bad"]]
+    mixed = lambda values, flag: np.where((even == flag).reshape(-1, *[1] * (values[0].ndim - 1)), *values)
+    made = {**given.made, "good": mixed(both[0], True), "other half": mixed(both[0], False)}
+    own = {**given.features["own"], "good": mixed(both[1], True), "other half": mixed(both[1], False)}
+    table = report.table(report.scores(some(made=made, features={"own": own}, kinds={"other half": "method"})))
     for metric in table["metric"].unique():
-        verdicts = {name: row(table, metric, name)["verdict"] for name in ("one", "two", "bad")}
-        if metric in ("pixcorr", "cosine[own]", "rank[own]"):
-            assert verdicts == {"one": "not told apart", "two": "not told apart", "bad": "behind"}, metric
-    line = next(each for each in report.summary(table).splitlines() if each.startswith("pixcorr"))
+        for name, verdict in (("good", "not told apart"), ("other half", "not told apart"), ("bad", "behind")):
+            assert row(table, metric, name)["verdict"] == verdict
+    line = next(each for each in report.summary(table).splitlines() if each.startswith("cosine"))
     assert " and " in line and "are not told apart; behind the first: bad (" in line and "wins" not in line
 
 
@@ -159,10 +165,15 @@ def test_the_summary_says_who_wins_what(told):
     assert len(lines) == told["metric"].nunique()
     good = row(told, "pixcorr", "good")
     assert lines[0].startswith(f"pixcorr: good ({good['mean']:.3g}, 95 % {good['low']:.3g} to {good['high']:.3g}) wins")
-    assert "chance is" in lines[0] and "Not above chance: mean picture." in lines[0] and "Same encoder" not in lines[0]
+    assert "; chance is " in lines[0] and "Not above chance" not in lines[0] and "Same encoder" not in lines[0]
     ranks = next(line for line in lines if line.startswith("rank[own], lower is better: good"))
     assert ranks.endswith("Same encoder, which also conditioned good.")
     assert "Same encoder" not in next(line for line in lines if line.startswith("rank[other]"))
+
+
+def test_a_method_that_is_no_better_than_chance_is_named():
+    line = report.summary(report.table(report.scores(some((("good", 0.3), ("noise", 1e4)))))).splitlines()[2]
+    assert line.startswith("cosine[own]: good") and "Not above chance: noise." in line
 
 
 # Notes
@@ -215,7 +226,7 @@ def test_a_folder_without_its_report_is_refused(result, scored, tmp_path):
     folder = result.save(tmp_path / "report", scored)
     (folder / "report.json").unlink()
     for load in (Reconstructions.load, report.load_scores):
-        with pytest.raises(BadReconstructions, match=r"has no report\.json, which is written last"):
+        with pytest.raises(BadReconstructions, match=r"has no report\.json, which comes last"):
             load(folder)
 
 
@@ -251,7 +262,7 @@ def test_scores_of_an_earlier_save_are_not_those_of_this_one(result, scored, tmp
 
 def test_a_folder_that_is_not_there_names_near_ones(result, tmp_path):
     result.save(tmp_path / "monday")
-    with pytest.raises(UnknownName, match="no reconstructions 'mondy' in .* did you mean monday"):
+    with pytest.raises(UnknownName, match=r"no reconstructions 'mondy' in .* did you mean monday"):
         Reconstructions.load(tmp_path / "mondy")
     with pytest.raises(UnknownName, match="there are none"):
         Reconstructions.load(tmp_path / "nowhere" / "report")
@@ -270,15 +281,16 @@ GIVEN = some()
 
 
 @pytest.mark.parametrize("wrong, says", [
-    ({"items": GIVEN.items.drop(columns="start")}, "give session, start, and picture"),
-    ({"items": GIVEN.items.drop(columns="picture")}, "give session, start, and picture"),
-    ({"items": GIVEN.items.assign(picture=WHICH + 1)}, "rows of the 12 shown"),
-    ({"items": GIVEN.items.assign(picture=WHICH * 1.0)}, "rows of the 12 shown"),
+    ({"items": GIVEN.items.drop(columns="start")}, "give session, start, picture"),
+    ({"items": GIVEN.items.drop(columns="picture")}, "give session, start, picture"),
+    ({"items": GIVEN.items.assign(picture=WHICH + 1)}, "picture: rows of shown"),
+    ({"items": GIVEN.items.assign(picture=WHICH * 1.0)}, "picture: rows of shown"),
     ({"items": GIVEN.items[:3]}, r"give uint8 of shape \(3, 2, 12, 12, 3\)"),
     ({"shown": GIVEN.shown / 255}, "the pictures shown are float64 .* give uint8"),
     ({"made": {**GIVEN.made, "good": GIVEN.made["good"][:, 0]}}, "the pictures good are"),
     ({"kinds": {**GIVEN.kinds, "good": "winner"}}, "method, baseline, chance, ceiling"),
-    ({"made": {**GIVEN.made, "new": GIVEN.made["good"]}}, "say of each if it is"),
+    ({"made": {**GIVEN.made, "shown": GIVEN.made["good"]}}, "call none 'shown'"),
+    ({"made": {**GIVEN.made, "new": GIVEN.made["good"]}}, "say of each: method, baseline"),
     ({"features": {"own": {"good": GIVEN.features["own"]["good"]}}}, "no pictures 'shown' in the features of own"),
     ({"features": {"own": {**GIVEN.features["own"], "god": GIVEN.features["own"]["good"]}}}, "did you mean good"),
     ({"features": {"own": {**GIVEN.features["own"], "good": GIVEN.features["own"]["good"][..., :2]}}}, "give float"),

@@ -56,9 +56,9 @@ def test_a_vector_is_not_of_unit_length_and_keeps_where_things_are(vectors):
     assert vectors.norm(dim=1).std() > 0.01
     about = drawn.descriptions(len(vectors), UNSEEN)
     placed = (~about["kind"].isin(["grating", "texture"])).to_numpy()
-    told = torch.cat([vectors, torch.ones(len(vectors), 1)], 1)[torch.from_numpy(placed)].double()
+    told = torch.cat([vectors, torch.ones(len(vectors), 1)], 1)[torch.from_numpy(placed.copy())].double()
     for name in ("x", "y"):
-        true = torch.from_numpy(about[name][placed].to_numpy())
+        true = torch.tensor(about[name][placed].to_numpy())
         half = len(true) // 2
         weights = torch.linalg.lstsq(told[:half], true[:half], driver="gelsd").solution
         assert np.corrcoef(told[half:] @ weights, true[half:])[0, 1] > 0.8, name

@@ -68,14 +68,17 @@ def presented(sessions: Sequence[Session], parts: Sequence[np.ndarray], target: 
 
 
 @torch.no_grad()
-def read_out(model: nn.Module, sessions: Sequence[Session], shown: Presented, batch: int = 128) -> np.ndarray:
-    """What the model says of each presentation: unit vectors [n, D] in the image space less its mean."""
+def read_out(model: nn.Module, sessions: Sequence[Session], shown: Presented, batch: int = 128,
+             vectors: bool = False) -> np.ndarray:
+    """What the model says of each presentation [n, D]: unit vectors in the image space less its mean, by which pictures
+    are found; or `vectors` as a generator wants them.
+    """
     reader, training = Reader(sessions), model.training
     device, found = next(model.parameters()).device, []
     model.eval()
     for at in np.array_split(np.arange(len(shown.start)), -(-len(shown.start) // batch)):
         spikes = reader.read(shown.session[at], shown.start[at], shown.duration).to(device)
-        found.append(model(spikes).latents[:, 0].cpu().numpy())
+        found.append((model.embedding(spikes) if vectors else model(spikes).latents[:, 0]).cpu().numpy())
     model.train(training)
     return np.concatenate(found)
 

@@ -48,7 +48,6 @@ class Reconstructions:
     protocol  how it came about: simulated, split, averaged (presentations to an item; 1: single ones), conditioned_by
               ({method: extractor}), guidance, steps, …; what can be counted, and versions, are added here
     """
-
     shown: np.ndarray
     items: pd.DataFrame
     made: Mapping[str, np.ndarray]
@@ -59,14 +58,13 @@ class Reconstructions:
     def __post_init__(self):
         number, pictures, known = len(self.items), len(self.shown), {"shown", *self.made}
         which = self.items.get("picture", pd.Series(dtype=float))
-        if not ({"session", "start"} <= set(self.items) and which.dtype.kind in "iu"
-                and which.between(0, pictures - 1).all()):
-            raise BadReconstructions(f"items of {', '.join(self.items)}; give session, start, and picture: rows of the "
-                                     f"{pictures} shown, from 0 on")
-        if set(self.kinds) != set(self.made) or set(self.kinds.values()) - set(KINDS) or CHANCE in known:
-            raise BadReconstructions(f"methods {', '.join(self.made)} of kinds {dict(self.kinds)}; say of each if it is "
-                                     f"{', '.join(KINDS)}, and call none of them {CHANCE!r}")
-        for method in {*self.protocol.get("conditioned_by", {})}.union(*self.features.values()) - known:
+        if not {"session", "start"} <= {*self.items} or which.dtype.kind not in "iu" or (
+                not which.isin(range(pictures)).all()):
+            raise BadReconstructions(f"items of {', '.join(self.items)}; give session, start, picture: rows of shown")
+        if {*self.kinds} != {*self.made} or {*self.kinds.values()} - {*KINDS} or {"shown", CHANCE} & {*self.made}:
+            raise BadReconstructions(f"methods {', '.join(self.made)} of kinds {dict(self.kinds)}; say of each: "
+                                     f"{', '.join(KINDS)}; call none 'shown' or {CHANCE!r}")
+        for method in set(self.protocol.get("conditioned_by") or ()).union(*self.features.values()) - known:
             raise UnknownName("method", method, self.made, hint="features and conditioned_by name those in made")
         rows = {"shown": (pictures,)} | {method: (number, *made.shape[1:2]) for method, made in self.made.items()}
         for method, values in {"shown": self.shown, **self.made}.items():
@@ -107,21 +105,18 @@ class Reconstructions:
     def load(cls, folder: str | Path) -> Reconstructions:
         """What `save` wrote. Raises UnknownName for a folder that is not there, BadReconstructions for half a one."""
         folder, told = _opened(folder, "pictures.npz", "items.json")
-        try:
-            with np.load(folder / "pictures.npz", allow_pickle=False) as held:
-                made = {method: held[f"made {i}"] for i, method in enumerate(told["kinds"])}
-                features = {name: {each: held[f"features {i} {j}"] for j, each in enumerate(inside)}
-                            for i, (name, inside) in enumerate(told["features"].items())}
-                items = pd.DataFrame(storage.read_json(folder / "items.json"))
-                return cls(held["shown"], items, made, told["kinds"], features, told["protocol"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadReconstructions(f"{folder} is not what its report.json says ({error}); save it anew") from error
+        items = pd.DataFrame(storage.read_json(folder / "items.json"))
+        with np.load(folder / "pictures.npz", allow_pickle=False) as held:
+            made = {method: held[f"made {i}"] for i, method in enumerate(told["kinds"])}
+            features = {name: {each: held[f"features {i} {j}"] for j, each in enumerate(inside)}
+                        for i, (name, inside) in enumerate(told["features"].items())}
+            return cls(held["shown"], items, made, told["kinds"], features, told["protocol"])
 
 
 def load_scores(folder: str | Path) -> pd.DataFrame:
     """The scores in a saved folder, without reading its pictures."""
     folder, told = _opened(folder, "scores.csv")
-    frame = pd.read_csv(folder / "scores.csv", dtype=SCORES, keep_default_na=False, float_precision="round_trip")
+    frame = pd.read_csv(folder / "scores.csv", dtype=SCORES, keep_default_na=False)
     frame.attrs = told["scored"]
     return frame
 
@@ -130,8 +125,8 @@ def scores(result: Reconstructions, *, side: int | None = None, shuffles: int = 
     """A row a method, seed, item and metric; the columns are those of `SCORES`.
 
     pixcorr, ssim (at `side`, see `metrics.ssim`), and of every extractor cosine[…], two_way[…] and rank[…]: where the
-    shown picture stands among all test pictures, 1 is best. The method "another test picture" is chance: each item's
-    picture beside `shuffles` others, numbered as seeds.
+    shown picture stands among all test pictures, 1 is best. The method "another test picture" is chance: `shuffles`
+    others for each item, numbered as seeds; never being right, it has rank (P + 2) / 2, a half behind a guess.
     """
     order, parts = np.random.default_rng(seed).permutation(len(result.shown)), []
     steps = np.arange(1, min(shuffles, len(order) - 1) + 1)                                 # in a ring: never itself
@@ -152,18 +147,17 @@ def _scored(result: Reconstructions, side: int | None, method: str, seed: int, m
             vectors: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """One picture an item [items, H, W, 3] and its vectors {extractor: [items, D]}."""
     which = result.items["picture"].to_numpy()
-    true, number = result.shown[which], np.arange(len(which))
+    true, item = result.shown[which], np.arange(len(which))
+    told = {"method": method, "kind": result.kinds.get(method, "chance"), "seed": seed, "item": item, "picture": which}
     found = {"pixcorr": metrics.pixcorr(true, made), "ssim": metrics.ssim(true, made, side)}
     for name, vector in vectors.items():
         shown = result.features[name]["shown"]
         near = metrics.similarity(vector, shown)
-        found |= {f"cosine[{name}]": near[number, which], f"rank[{name}]": metrics.ranks(near, which)}
+        found |= {f"cosine[{name}]": near[item, which], f"rank[{name}]": metrics.ranks(near, which)}
         if len(shown) > 1:
             found[f"two_way[{name}]"] = metrics.two_way(shown, vector, which)
-    told = {"method": method, "kind": result.kinds.get(method, "chance")}
-    told |= {"seed": seed, "item": number, "picture": which}
-    frame, by = pd.DataFrame({**told, **found}), result.protocol.get("conditioned_by", {}).get(method)
-    frame = frame.melt(list(told), var_name="metric")
+    frame = pd.DataFrame({**told, **found}).melt(list(told), var_name="metric")
+    by = (result.protocol.get("conditioned_by") or {}).get(method)
     return frame.assign(same_encoder=frame["metric"].str.endswith(f"[{by}]"))
 
 
@@ -173,14 +167,13 @@ def table(scores: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFram
     seed_sd        standard deviation of the mean over `seeds` seeds; the interval takes the seeds as they are
     verdict        of methods and baselines: "wins"; "not told apart" from the best, or the best from another; "behind"
     behind         how far; its 95 % interval, paired by picture, tells apart where it excludes 0, each pair for itself
-    above_chance   the paired interval of the difference to another test picture excludes 0
-    same_encoder   the extractor of the metric conditioned the method
+    above_chance   the paired interval to another test picture excludes 0. same_encoder: its extractor conditioned it
     """
     rows = []
     for metric, part in scores.groupby("metric", sort=False):
         sign = -1 if metric.startswith("rank[") else 1
         told = part.groupby("method", sort=False)[["kind", "same_encoder"]].first()
-        by_seed = part.groupby(["method", "seed"])["value"].mean().groupby("method").agg(["std", "size"])
+        by_seed = part.groupby(["method", "seed"])["value"].mean().groupby("method").agg(lambda of: (of.std(), len(of)))
         each = part.groupby(["item", "picture", "method"])["value"].mean().unstack()[list(told.index)]
         values, means = each.to_numpy(), sign * each.mean()
         rivals = means[told["kind"].isin(["method", "baseline"])]
@@ -195,9 +188,8 @@ def table(scores: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFram
             verdict = ("" if method not in rivals or len(rivals) < 2 else "behind" if method not in tied else
                        "wins" if len(tied) == 1 else "not told apart")
             over = None if method == CHANCE or CHANCE not in each else bool(above[1, i] > 0)
-            far = behind[:, i] if method in rivals else [np.nan] * 3
-            rows.append([metric, method, told["kind"][method], *own[:, i], by_seed["std"][method],
-                         by_seed["size"][method], verdict, *far, over, told["same_encoder"][method]])
+            rows.append([metric, method, told["kind"][method], *own[:, i], *by_seed[method], verdict,
+                         *(behind[:, i] if method in rivals else [np.nan] * 3), over, told["same_encoder"][method]])
     return pd.DataFrame(rows, columns=["metric", "method", "kind", "mean", "low", "high", "seed_sd", "seeds", "verdict",
                                        "behind", "behind_low", "behind_high", "above_chance", "same_encoder"])
 
@@ -208,29 +200,26 @@ def summary(table: pd.DataFrame) -> str:
     for metric, part in table.groupby("metric", sort=False):
         rivals = part[part["kind"].isin(["method", "baseline"])]
         behind = rivals["verdict"] == "behind"
-        first = [f"{one.method} ({one.mean:.3g}, 95 % {one.low:.3g} to {one.high:.3g})"
-                 for one in rivals[~behind].itertuples()]
-        rest = {"; behind the first: ": [f"{one.method} ({one.mean:.3g})" for one in rivals[behind].itertuples()],
+        first = [f"{a.method} ({a.mean:.3g}, 95 % {a.low:.3g} to {a.high:.3g})" for a in rivals[~behind].itertuples()]
+        rest = {"; behind the first: ": [f"{a.method} ({a.mean:.3g})" for a in rivals[behind].itertuples()],
                 "; chance is ": [f"{mean:.3g}" for mean in part["mean"][part["method"] == CHANCE]],
                 ". Not above chance: ": rivals["method"][rivals["above_chance"].isin([False])],
                 ". Same encoder, which also conditioned ": rivals["method"][rivals["same_encoder"]]}
-        says = "is alone" if len(rivals) < 2 else "wins" if len(first) == 1 else "are not told apart"
         rest = "".join(start + ", ".join(names) for start, names in rest.items() if len(names))
-        name = f"{metric}, lower is better" if metric.startswith("rank[") else metric
-        lines += [f"{name}: {' and '.join(first)} {says}{rest}."] if first else []
+        says = "is alone" if len(rivals) < 2 else "wins" if len(first) == 1 else "are not told apart"
+        better = ", lower is better" * metric.startswith("rank[")
+        lines += [f"{metric}{better}: {' and '.join(first)} {says}{rest}."] * bool(first)
     return "\n".join(lines)
 
 
 def notes(result: Reconstructions) -> list[str]:
     """What has to be said beside any number of these: from the protocol, and what the protocol does not tell."""
-    told = result.protocol
-    found = ["The spikes are simulated."] if told.get("simulated") else []
-    if (told.get("averaged") or 1) > 1:
-        found.append(f"Each item averages {told['averaged']} presentations; single ones are harder to decode.")
+    told, number, averaged = result.protocol, len(result.shown), result.protocol.get("averaged") or 1
+    found = ["The spikes are simulated."] * bool(told.get("simulated"))
+    found += [f"Each item averages {averaged} presentations; single ones are harder to decode."] * (averaged > 1)
     found += [f"Same encoder: {name} conditioned {method} and scores it; look at another extractor, too."
-              for method, name in told.get("conditioned_by", {}).items() if name in result.features]
-    if len(result.shown) < FEW:
-        found.append(f"{len(result.shown)} test pictures: no Fréchet distance, which wants {FEW:,} at least.")
+              for method, name in (told.get("conditioned_by") or {}).items() if name in result.features]
+    found += [f"{number} test pictures: no Fréchet distance, which wants {FEW:,} at least."] * (number < FEW)
     missing = [says for key, says in TOLD.items() if key not in told]
     return [*found, f"The protocol does not say {', '.join(missing)}."] if missing else found
 
@@ -244,17 +233,17 @@ def _opened(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any]]:
     """A saved folder and its report.json, once the files that are asked for are found to be those that it names."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        near = [path.parent.name for path in folder.parent.glob("*/report.json")]
-        raise UnknownName("reconstructions", folder.name, near, str(folder.parent))
+        known = [path.parent.name for path in folder.parent.glob("*/report.json")]
+        raise UnknownName("reconstructions", folder.name, known, str(folder.parent))
     if not (folder / "report.json").is_file():
-        raise BadReconstructions(f"{folder} has no report.json, which is written last: nothing was saved there, or "
-                                 "saving was cut off; save it anew")
+        raise BadReconstructions(f"{folder} has no report.json, which comes last: saving was cut off; save it anew")
     try:
         told = storage.read_json(folder / "report.json")
-        wrong = [name for name in names if not (folder / name).is_file()
-                 or _sha256(folder / name) != told["files"].get(name)]
-    except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:
-        raise BadReconstructions(f"{folder} is damaged ({error}); save it anew") from error
+        told = {key: told[key] for key in ("protocol", "scored", "kinds", "features", "files")}
+        there = {name: _sha256(folder / name) for name in names if (folder / name).is_file()}
+    except (TypeError, KeyError, ValueError, OSError) as error:
+        raise BadReconstructions(f"{folder} is damaged: {error!r} in its report.json; save it anew") from error
+    wrong = [name for name in names if name not in there or there[name] != told["files"].get(name)]
     if wrong:
         raise BadReconstructions(f"{folder / wrong[0]} is not there, or not what was saved: save(folder, scores) anew")
     return folder, told

@@ -7,6 +7,7 @@ readout before more of the network (Scotti et al. 2024, arXiv 2403.11207).
                                       │     → K learned queries, spread over the window → 3-layer MLP ──┐
                                       └→ every spike votes: its unit's row at its time, less the usual ─┴→ [B, outputs]
     contrast with the vectors of the pictures, by cosine, with a learned temperature, over all processes
+    → linear → the vector itself, as generators want it: contrast says which picture it was, not where its vector lies
 
 Stage 1 (`freed` not given): the encoder is frozen. Stage 2 (`start`: a model of stage 1; `freed=4`): its last layers
 learn too, more slowly, and alpha × its masked reconstruction keeps it from forgetting what it was pretrained to do.
@@ -16,7 +17,8 @@ Votes start where each unit's tuning in the image space says, which counts of th
     row       noise covariance⁻¹ W: a spike speaks for the pictures that drive its unit, as far as other units do not
               say the same (the linear discriminant between any two pictures, Fisher 1936)
 A regression from counts to vectors asks for the vector's mean, and gives the directions that hardly vary as much weight
-as those that do; the discriminant asks which picture it was. What the network adds starts at nothing.
+as those that do; the discriminant asks which picture it was. What the network adds starts at nothing, and the linear
+map to vectors at ridge regression.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag, normalize
+from torch.nn.functional import cosine_similarity, embedding_bag, normalize
 
 from workbench.batch import Reader, SpikeBatch
 from workbench.conditions import presentations
@@ -37,6 +39,7 @@ from workbench.losses import clip_loss
 from workbench.models.base import Output, SpikeModel, unit_names
 from workbench.models.neurobridge import NeuroBridge
 from workbench.models.neurobridge_decoder import weights_of
+from workbench.models.ridge import solve
 from workbench.nn.across import across_processes
 from workbench.nn.near import near
 from workbench.nn.perceiver import CrossAttention
@@ -84,7 +87,7 @@ class NeuroBridgePictures(SpikeModel):
         self.usual.weight.requires_grad_(False)
         self.log_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
         self.register_buffer("mean", torch.zeros(outputs))              # of the pictures' vectors
-        self.register_buffer("norm", torch.ones(()))                    # of vectors less that mean
+        self.settle = nn.Linear(outputs, outputs)
         self.queries = self.ask = self.project = None
         if readout:
             width, heads = self.encoder.widen.out_features, len(self.encoder.pace)
@@ -128,8 +131,8 @@ class NeuroBridgePictures(SpikeModel):
         model.encoder.load_state_dict(whole.state_dict())
         found = torch.from_numpy(np.concatenate([s.get_series(target).values for s in sessions])).float()
         model.mean.copy_(found.mean(0))
-        model.norm.copy_((found - model.mean).norm(dim=1).mean())
         model.meet(sessions, unit_names(sessions))
+        model.settle_(sessions)
         return model
 
     def extend(self, sessions: Sequence[Session]) -> None:
@@ -153,6 +156,29 @@ class NeuroBridgePictures(SpikeModel):
             if self.votes is not None:
                 found = votes(counts, vectors).reshape(len(mine), -1)
                 self.votes.weight[rows] = torch.from_numpy(found)[kept].float()
+
+    @torch.no_grad()
+    def settle_(self, sessions: Sequence[Session]) -> None:
+        """Start the map from directions to vectors at ridge regression on the sessions' time; its penalty is the one
+        that does best on a fifth of the pictures.
+        """
+        x, y = [], []
+        for session in sessions:
+            series = session.get_series(self.target)
+            spans = locked(session.intervals, series.times, self.window)
+            reader = Reader([session], (self.target,))
+            for at in np.array_split(spans[:, 0], -(-len(spans) // 256)):
+                batch = reader.read(np.zeros(len(at), int), at, self.window)
+                x.append(self.eval()(batch).latents[:, 0])
+                y.append(batch.targets[self.target].values - self.mean)
+        x, y = torch.cat(x).numpy(), torch.cat(y).numpy()
+        self.train()
+        out = np.unique(y, axis=0, return_inverse=True)[1] % 5 == 0
+        scale = PENALTIES * len(x) / x.shape[1]
+        errors = [((x[out] @ w[:-1] + w[-1] - y[out]) ** 2).mean() for w in solve(x[~out], y[~out], scale)]
+        w = solve(x, y, [scale[int(np.argmin(errors))]])[0]
+        self.settle.weight.copy_(torch.from_numpy(w[:-1].T))
+        self.settle.bias.copy_(torch.from_numpy(w[-1]))
 
     def _presented(self, session: Session) -> tuple[np.ndarray, np.ndarray]:
         """Counts of every presentation in the session's time [n, units × bins], and vectors less their mean [n, D]."""
@@ -179,8 +205,8 @@ class NeuroBridgePictures(SpikeModel):
         return Output(latents=normalize(self.direction(batch), dim=-1)[:, None])
 
     def embedding(self, batch: SpikeBatch) -> Tensor:
-        """Vectors [B, outputs] as generators want them: with the mean and the length of pictures' own."""
-        return self.mean + self.norm * normalize(self.direction(batch), dim=-1)
+        """The pictures' vectors [B, outputs] in the image model's own space and scale, as generators want them."""
+        return self.mean + self.settle(normalize(self.direction(batch), dim=-1))
 
     def direction(self, batch: SpikeBatch) -> Tensor:
         """Where in the pictures' space, less its mean, the spikes point [B, outputs]; lengths mean nothing."""
@@ -189,9 +215,8 @@ class NeuroBridgePictures(SpikeModel):
         return found if self.project is None else found + self.project(self._read(seen))
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
-        """Contrast of spikes and pictures both ways, nats; in stage 2 alpha × the masked loss beside it.
-
-        Presentations of one picture in a batch are not held against each other.
+        """Contrast of spikes and pictures both ways, nats, and 1 − cosine of the vector; in stage 2 alpha × the masked
+        loss beside them. Presentations of one picture in a batch are not held against each other.
         """
         found, wanted = self.direction(batch), batch.targets[self.target].values
         if len(wanted) != len(found):
@@ -200,10 +225,12 @@ class NeuroBridgePictures(SpikeModel):
         found, wanted = across_processes(found), across_processes(wanted)
         same = wanted.unique(dim=0, return_inverse=True)[1]
         contrast = clip_loss(found, wanted - self.mean, self.temperature, same)
+        off = 1 - cosine_similarity(self.settle(normalize(found, dim=-1)), wanted - self.mean).mean()
+        told = {"loss": contrast + off, "contrast": contrast.detach(), "off": off.detach()}
         if self.freed is None:
-            return {"loss": contrast}
+            return told
         masked = self.encoder.loss(batch)["loss"]
-        return {"loss": contrast + self.alpha * masked, "contrast": contrast.detach(), "masked": masked.detach()}
+        return told | {"loss": told["loss"] + self.alpha * masked, "masked": masked.detach()}
 
     @property
     def temperature(self) -> Tensor:
