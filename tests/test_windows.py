@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.test_batch import recording
 from workbench.errors import BadRecording, UnknownName
-from workbench.session import overlap
-from workbench.windows import RandomWindows, aligned, sliding, split
+from workbench.session import Session, overlap
+from workbench.windows import RandomWindows, aligned, locked, sliding, split
 
 
 def test_the_last_share_is_held_out_and_validation_comes_before_it():
@@ -226,3 +226,50 @@ def test_any_batch_in_the_middle_of_a_run_is_what_an_uninterrupted_run_saw(k):
     went_on.batch(max(k - 1, 0))
     a, b = went_on.batch(k), resumed.batch(k)
     assert torch.equal(a.times, b.times) and torch.equal(a.units, b.units) and torch.equal(a.starts, b.starts)
+
+
+def shown(name: str, order: list[int]) -> Session:
+    """A session that shows pictures, each of its own grey, for 0.2 s every half second; picture −1 is a grey screen."""
+    start = 1.0 + 0.5 * np.arange(len(order))
+    return Session(id=name, spike_times=start + 0.1, spike_units=np.zeros(len(order), int), simulated=True,
+                   units=pd.DataFrame({"id": ["u"]}), intervals=[[0, start[-1] + 2]],
+                   load_images=lambda: np.repeat(np.arange(100, dtype=np.uint8), 12).reshape(100, 2, 2, 3),
+                   stimuli=pd.DataFrame({"start": start, "stop": start + 0.2, "image": order}))
+
+
+def test_all_presentations_of_a_picture_are_in_one_part_in_every_session():
+    sessions = [shown("a", [*range(100), -1, *range(100)]), shown("b", list(range(99, -1, -1)))]
+    where: dict[int, set[str]] = {}
+    for session in sessions:
+        parts = split(session, by="picture", seed=3)
+        covered = np.concatenate(list(parts.values()))
+        assert (np.diff(covered[np.argsort(covered[:, 0])].ravel()) >= 0).all()             # no two share any time
+        for name, part in parts.items():
+            for row in locked(part, session.stimuli["start"].to_numpy(), 0.3):
+                at = np.searchsorted(session.stimuli["start"], row[0] - 1e-9)
+                where.setdefault(session.stimuli["image"][at], set()).add(name)
+    assert where.keys() == {*range(100)} and all(len(names) == 1 for names in where.values())   # no grey screen
+    shares = {name: sum(names == {name} for names in where.values()) for name in ("train", "valid", "test")}
+    assert 8 <= shares["test"] <= 32 and 2 <= shares["valid"] <= 20
+    other = split(sessions[0], by="picture", seed=4)
+    assert other["test"].shape != split(sessions[0], by="picture", seed=3)["test"].shape or \
+        (other["test"] != split(sessions[0], by="picture", seed=3)["test"]).any()
+
+
+def test_less_of_the_training_pictures_is_a_part_of_more():
+    session = shown("a", list(range(100)))
+    starts = lambda share: {tuple(row) for row in split(session, by="picture", train=share)["train"]}
+    assert starts(0.3) < starts(0.6) < starts(1.0)
+
+
+def test_a_session_without_pictures_cannot_be_split_by_them():
+    with pytest.raises(BadRecording, match="do not say which picture was shown"):
+        split(replace(shown("a", [0, 1]), stimuli=pd.DataFrame({"start": [1.0], "stop": [1.2]})), by="picture")
+    with pytest.raises(BadRecording, match="pictures are too few"):
+        split(shown("a", [5]), by="picture")
+
+
+def test_locked_windows_begin_at_the_events_and_stay_inside():
+    windows = locked(np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([-0.1, 0.0, 0.7, 0.8, 1.5, 2.0]), 0.3)
+    assert windows.tolist() == [[0.0, 0.3], [0.7, 1.0], [2.0, 2.3]]
+    assert locked(np.empty((0, 2)), np.array([1.0]), 0.3).shape == (0, 2)

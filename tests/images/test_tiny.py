@@ -48,8 +48,8 @@ def test_a_vector_tells_category_and_colour_of_a_picture_never_seen(vectors):
     standard = torch.nn.functional.normalize(vectors - vectors.mean(0), dim=1)
     nearest = (standard @ standard.T).fill_diagonal_(-2).argmax(1).numpy()
     right = {name: (about[name].to_numpy()[nearest] == about[name].to_numpy()).mean() for name in ("category", "color")}
-    assert right["category"] > 0.7, right                               # chance is 1 in 13
-    assert right["color"] > 0.7, right                                  # and 1 in 8
+    assert right["category"] > 0.55, right                              # chance is 1 in 13; turned shapes are confused
+    assert right["color"] > 0.85, right                                 # and 1 in 8
 
 
 def test_a_vector_is_not_of_unit_length_and_keeps_where_things_are(vectors):
@@ -115,13 +115,13 @@ def test_a_folder_without_a_model_says_how_to_make_one(tmp_path):
 def test_the_codec_loses_little(decoder, pictures):
     pixels = pixels_of(pictures[:64])
     back = decoder.codec.decode(decoder.codec.encode(pixels))
-    assert -10 * torch.log10((back - pixels).square().mean()) > 30      # decibels
+    assert -10 * torch.log10((back - pixels).square().mean()) > 28      # decibels
     whole = PatchCodec.fit(pixels, channels=192)
     torch.testing.assert_close(whole.decode(whole.encode(pixels)), pixels, atol=1e-3, rtol=0)
 
 
 def test_the_scheduler_says_what_the_network_was_trained_for(decoder):
-    assert decoder.scheduler.config.prediction_type == "v_prediction"
+    assert decoder.scheduler.config.prediction_type == tiny.SCHEDULER["prediction_type"] == "sample"
     assert decoder.scheduler.alphas_cumprod[-1] == 0                    # the first step starts from noise alone
 
 
@@ -132,6 +132,14 @@ def test_the_recipe_writes_folders_that_load(tmp_path):
     assert made.shape == (2, 3, 64, 64) and made.isfinite().all()
     assert json.loads((tmp_path / "diffusion/scheduler/scheduler_config.json").read_text())["rescale_betas_zero_snr"]
     assert "--pictures 130 --encoder-steps 3 --diffusion-steps 3 --seed 0" in (tmp_path / "model_card.md").read_text()
+
+
+def test_the_recipe_keeps_an_encoder_that_is_there(tmp_path):
+    """Others align spikes to its vectors: a new diffusion model must not move them."""
+    tiny.make(tmp_path, pictures=130, encoder_steps=1, diffusion_steps=1, say=lambda text: None)
+    before = (tmp_path / "encoder/model.safetensors").read_bytes()
+    tiny.make(tmp_path, pictures=130, encoder_steps=1, diffusion_steps=1, seed=1, say=lambda text: None)
+    assert (tmp_path / "encoder/model.safetensors").read_bytes() == before
 
 
 def test_the_recipe_asks_for_pictures_enough(tmp_path):

@@ -8,7 +8,7 @@ import html
 
 import panel as pn
 
-from workbench.apps import attribution, latents, masking, raster, runs
+from workbench.apps import attribution, gallery, latents, masking, raster, runs
 from workbench.catalog import open_catalog
 from workbench.display import address, alert, page
 from workbench.errors import UnknownName, WorkbenchError
@@ -20,6 +20,8 @@ DASHBOARDS = {                                                          # name â
     "masking": ("Masking", "What a mask hides of a window, what fills it in, and how good that is.", masking.app),
     "attribution": ("Attribution", "What each modality is worth to a forecast, to which region, when in the trial.",
                     attribution.app),
+    "gallery": ("Gallery", "Pictures that were shown beside those made from spikes, and beside what needs no spikes.",
+                gallery.app),
     "runs": ("Runs", "A training run as it goes: curves, baselines, throughput; stop and resume it.", runs.app),
 }
 OF_A_RECORDING = ("raster", "masking")                                  # those that `data=` makes sense for

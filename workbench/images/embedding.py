@@ -103,7 +103,9 @@ class Transformers:
 
     def __init__(self, place: str | Path, name: str | None = None, device: str = "cpu"):
         from transformers import AutoConfig, CLIPVisionModelWithProjection, Dinov2Model
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()                                          # a second is not worth a bar in every cell
         self.name, where = name or str(place), str(place)
         try:
             config = AutoConfig.from_pretrained(where, local_files_only=True)
@@ -111,11 +113,15 @@ class Transformers:
                 raise WorkbenchError(f"{where} is a {config.model_type!r}, which is no image embedder known here; give "
                                      "a CLIP or a DINOv2")
             kind = Dinov2Model if config.model_type == "dinov2" else CLIPVisionModelWithProjection
-            self.model = kind.from_pretrained(where, local_files_only=True).eval().requires_grad_(False).to(device)
+            if config.model_type == "clip":                             # LAION's say the width only once
+                config.vision_config.projection_dim = config.projection_dim
+                config = config.vision_config
+            self.model = kind.from_pretrained(where, config=config, local_files_only=True)
+            self.model.eval().requires_grad_(False).to(device)
         except (OSError, ValueError) as error:
             raise ModelNotHere(_not_here(where)) from error
         own = self.model.config
-        self.dim = own.hidden_size if config.model_type == "dinov2" else own.projection_dim
+        self.dim = own.hidden_size if kind is Dinov2Model else own.projection_dim
         self.crop, self.side, mean, std = _preprocessing(where, own.image_size)
         self.mean, self.std = (torch.tensor(each, device=device)[:, None, None] for each in (mean, std))
 

@@ -5,9 +5,10 @@
     drawn pictures, 64 × 64 → encoder: a ViT in CLIP's layout → vector [128]
         trained to find its caption among others (13 categories, 8 colours, place, size, turn, as attributes), and to
         say a 16 × 16 thumbnail, so that the vector keeps the layout as well as the kind; the heads are thrown away
-    pictures → 8 × 8 patches, 48 principal components each → latents [48, 8, 8]
+    pictures → 8 × 8 patches, 32 principal components each → latents [32, 8, 8]
     vector + noise → sketch: the mean picture that it means, by an MLP → latents
-    noisy latents, sketch, vector → UNet of `diffusers` → v-prediction (Salimans & Ho 2022, arXiv 2202.00512)
+    noisy latents, sketch, vector → UNet of `diffusers` → the clean latents; noise it could not pass through so few
+        channels. Weighted by the signal's share of the noise, 5 at most (Hang et al. 2023, arXiv 2303.09556)
 
 The pictures come from `workbench.sources.drawn` with seeds from 7000 on: those of the simulated recordings, whose seeds
 are small numbers, were never seen. In one of ten pictures the condition is left out, for classifier-free guidance (Ho &
@@ -47,7 +48,7 @@ UNET = dict(sample_size=8, block_out_channels=(48, 96), layers_per_block=1, norm
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64,
             class_embed_type="projection", projection_class_embeddings_input_dim=DIM,
             resnet_time_scale_shift="scale_shift")
-SCHEDULER = dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
+SCHEDULER = dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
                  clip_sample=False, set_alpha_to_one=True, rescale_betas_zero_snr=True, timestep_spacing="trailing")
 LEFT_OUT, BLURRED = 0.1, 0.5                                            # of conditions; most noise on one, in its sd
 
@@ -125,13 +126,15 @@ def train_diffusion(images: np.ndarray, vectors: Tensor, folder: Path, steps: in
     parts = nn.ModuleDict({"unet": unet, "condition": condition})
     averaged = torch.optim.swa_utils.AveragedModel(parts, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     running = None
-    for step, adam in _steps([p for p in parts.parameters() if p.requires_grad], steps, lr=6e-4, decay=0.01):
+    for step, adam in _steps([p for p in parts.parameters() if p.requires_grad], steps, lr=8e-4, decay=0.01):
         at = torch.randint(len(latents), (32,))
         clean, noise, when = latents[at], torch.randn(32, *latents.shape[1:]), torch.randint(1000, (32,))
         noisy = scheduler.add_noise(clean, noise, when)
         given = condition(_blurred(condition, vectors[at]), torch.rand(32) < LEFT_OUT)
         made = unet(torch.cat([noisy, given.sketch], 1), when, given.tokens, class_labels=given.vector).sample
-        loss = mse_loss(made, scheduler.get_velocity(clean, noise, when))
+        share = scheduler.alphas_cumprod[when]
+        weight = (share / (1 - share)).clamp(0.1, 5.0)
+        loss = (weight * (made - clean).square().mean((1, 2, 3))).mean()
         loss.backward()
         adam.step()
         averaged.update_parameters(parts)
@@ -167,14 +170,23 @@ def _steps(weights: list[nn.Parameter], steps: int, *, lr: float, decay: float):
 
 def make(folder: Path, *, pictures: int = 26_000, encoder_steps: int = 1500, diffusion_steps: int = 4500,
          seed: int = 0, say: Callable[[str], None] = print) -> None:
-    """Draw the pictures, train both models, write encoder/, diffusion/ and model_card.md into `folder`."""
+    """Draw the pictures, train both models, write encoder/, diffusion/ and model_card.md into `folder`.
+
+    An encoder that is already there is kept.
+    """
+    from transformers import CLIPVisionModelWithProjection
+
     if pictures < 100:
         raise WorkbenchError(f"{pictures} pictures teach nothing; give 100 or more")
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.process_time()
     images, about = drawn.pictures(pictures, SEED), drawn.descriptions(pictures, SEED)
-    encoder = train_encoder(images, attributes(about), folder / "encoder", encoder_steps, say)
+    if (folder / "encoder" / "model.safetensors").is_file():            # pictures' vectors are what others align to
+        encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "encoder", local_files_only=True).eval()
+        say("the encoder in the folder is kept")
+    else:
+        encoder = train_encoder(images, attributes(about), folder / "encoder", encoder_steps, say)
     vectors = embedded(encoder, images)
     train_diffusion(images, vectors, folder / "diffusion", diffusion_steps, say)
     files = sorted(path for path in folder.rglob("*.safetensors"))

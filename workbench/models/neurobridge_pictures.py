@@ -210,6 +210,9 @@ class NeuroBridgePictures(SpikeModel):
 
     def direction(self, batch: SpikeBatch) -> Tensor:
         """Where in the pictures' space, less its mean, the spikes point [B, outputs]; lengths mean nothing."""
+        if abs(batch.duration - self.window) > 1e-6:
+            raise WorkbenchError(f"this model reads windows of {self.window:g} s from a picture's onset and was given "
+                                 f"{batch.duration:g} s; cut windows of its own length")
         seen = self._seen(batch)
         found = self._voted(seen) if self.votes is not None else 0.0
         return found if self.project is None else found + self.project(self._read(seen))
