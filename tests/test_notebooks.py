@@ -20,7 +20,10 @@ SMALL_OF = {"03_the_zoo": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4",
             "08_forecast": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_ANIMALS": "2",
                             "WORKBENCH_REFERENCES": "5,30",
                             "WORKBENCH_BASELINES": "running_mean,psth,own_glm,population_glm_free"},
-            "09_which_modality": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_UNITS": "16"}}
+            "09_which_modality": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_UNITS": "16"},
+            "10_align": {"WORKBENCH_PICTURES": "130", "WORKBENCH_STEPS": "4"},
+            "11_reconstruct": {"WORKBENCH_PICTURES": "130", "WORKBENCH_STEPS": "4", "WORKBENCH_TEST": "8",
+                               "WORKBENCH_SEEDS": "0,1"}}
 UNSET = ("WORKBENCH_RECORDING", "WORKBENCH_DATA", "WORKBENCH_CATALOG")
 
 

@@ -42,7 +42,7 @@ def test_the_shipped_encoder_tells_categories_apart_without_a_network(monkeypatc
     vectors = Transformers(embedding.SHIPPED / "encoder").embed(pixels_of(images))
     near = torch.nn.functional.normalize(vectors - vectors.mean(0), dim=1)
     first = (near @ near.T).fill_diagonal_(-1).argmax(1).numpy()
-    for column, least in (("category", 0.45), ("color", 0.8)):          # chance 0.08 and 0.13
+    for column, least in (("category", 0.45), ("color", 0.6)):          # chance 0.08 and 0.13
         assert (about[column].to_numpy()[first] == about[column].to_numpy()).mean() > least
 
 

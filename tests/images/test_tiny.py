@@ -85,7 +85,7 @@ def test_a_picture_follows_its_vector(decoded, pictures):
     """Two-way identification by the correlation of pixels: of two pictures, the true one is the nearer."""
     between = np.corrcoef(decoded.flatten(1), pixels_of(pictures[:16]).flatten(1))[:16, 16:]
     assert (between < between.diagonal()[:, None]).sum() / (16 * 15) > 0.9
-    assert between.diagonal().mean() > 0.7
+    assert between.diagonal().mean() > 0.5
 
 
 def test_a_low_level_picture_pulls_towards_itself_the_more_the_lower_the_strength(decoder, vectors, pictures):

@@ -199,7 +199,7 @@ def test_bad_settings_and_recordings_are_one_sentence():
     with pytest.raises(WorkbenchError, match="no whole number of steps"):
         build(step=0.07)
     with pytest.raises(BadRecording, match="too few to say what its units answer to"):
-        build(sessions=[A.between(0, 6)])
+        build(sessions=[A.between(0, 2.4)])
     with pytest.raises(WorkbenchError, match="give one of pretrained="):
         build(pretrained="somewhere")
     read = lambda: Reader([A], (TARGET,)).read(np.zeros(2, int), np.array([1.0, 1.5]), 1.0)

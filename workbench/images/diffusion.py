@@ -158,7 +158,8 @@ class TinyDiffusion:
         given = Given(*(torch.cat(pair) for pair in zip(told, blind, strict=True))) if guidance != 1 else told
         for time in times:
             both = torch.cat([x, x]) if guidance != 1 else x
-            made = self.unet(torch.cat([both, given.sketch], 1), time, given.tokens, class_labels=given.vector).sample
+            made = given.sketch + self.unet(torch.cat([both, given.sketch], 1), time, given.tokens,
+                                            class_labels=given.vector).sample
             if guidance != 1:
                 with_, without = made.chunk(2)
                 made = without + guidance * (with_ - without)

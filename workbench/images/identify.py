@@ -100,7 +100,7 @@ def counts_of(sessions: Sequence[Session], shown: Presented, step: float) -> lis
     for i, session in enumerate(sessions):
         reader, starts = Reader([session]), shown.start[shown.session == i]
         parts = [reader.read(np.zeros(len(at), int), at, shown.duration).counts(step).flatten(1).numpy()
-                 for at in np.array_split(starts, -(-len(starts) // 256)) if len(at)]
+                 for at in np.array_split(starts, max(-(-len(starts) // 256), 1)) if len(at)]
         each.append(np.concatenate(parts) if parts else np.empty((0, 0), np.float32))
     return each
 

@@ -4,11 +4,12 @@
 
     drawn pictures, 64 × 64 → encoder: a ViT in CLIP's layout → vector [128]
         trained to find its caption among others (13 categories, 8 colours, place, size, turn, as attributes), and to
-        say a 16 × 16 thumbnail, so that the vector keeps the layout as well as the kind; the heads are thrown away
+        say each attribute and a 16 × 16 thumbnail, so that the vector keeps the layout as well as the kind; the heads
+        are thrown away
     pictures → 8 × 8 patches, 32 principal components each → latents [32, 8, 8]
     vector + noise → sketch: the mean picture that it means, by an MLP → latents
-    noisy latents, sketch, vector → UNet of `diffusers` → the clean latents; noise it could not pass through so few
-        channels. Weighted by the signal's share of the noise, 5 at most (Hang et al. 2023, arXiv 2303.09556)
+    noisy latents, sketch, vector → UNet of `diffusers` → what the clean latents have beside the sketch; noise could not
+        pass through so few channels. Weighted by 1 + signal / noise, 5 at most (after Hang et al. 2023, 2303.09556)
 
 The pictures come from `workbench.sources.drawn` with seeds from 7000 on: those of the simulated recordings, whose seeds
 are small numbers, were never seen. In one of ten pictures the condition is left out, for classifier-free guidance (Ho &
@@ -31,7 +32,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, mse_loss
+from torch.nn.functional import cross_entropy, interpolate, mse_loss
 
 from workbench.errors import WorkbenchError
 from workbench.images.diffusion import Condition, PatchCodec
@@ -50,17 +51,22 @@ UNET = dict(sample_size=8, block_out_channels=(48, 96), layers_per_block=1, norm
             resnet_time_scale_shift="scale_shift")
 SCHEDULER = dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
                  clip_sample=False, set_alpha_to_one=True, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+TURNS_BY = {"grating": 1 / 2, "checks": 1 / 4, "square": 1 / 4, "cross": 1 / 4, "triangle": 1 / 3, "star": 1 / 5}
+SAID = (2, 1, 0.5, 0.5, 0.5, 1)                                         # what each attribute counts in the loss
 LEFT_OUT, BLURRED = 0.1, 0.5                                            # of conditions; most noise on one, in its sd
 
 
 def attributes(about: pd.DataFrame) -> np.ndarray:
-    """What a caption would say of each picture, as numbers [n, attributes]: category, colour, and thirds or fourths of
-    place, size and turn.
+    """What a caption would say of each picture, as numbers [n, attributes]: category, colour, thirds of place and size
+    (a fourth number for what fills the picture), sixths of the turn (a seventh for what looks the same in each).
     """
-    thirds = lambda name, low, high: np.clip((about[name] - low) / (high - low) * 3, 0, 2).astype(int)
+    whole = about["kind"].isin(["grating", "texture"]).to_numpy()
+    thirds = lambda name, low, high: np.where(
+        whole, 3, np.clip((about[name] - low) / (high - low) * 3, 0, 2)).astype(int)
+    again = about["category"].map(TURNS_BY) * 2 * np.pi                 # the turn after which a thing looks as before
     parts = [about["category"].map(list(drawn.CATEGORIES).index), about["color"].map(list(drawn.COLORS).index),
              thirds("x", -0.4, 0.4), thirds("y", -0.4, 0.4), thirds("size", 0.3, 0.6),
-             (about["turn"] % np.pi / np.pi * 4).astype(int)]
+             (about["turn"] % again / again * 6).fillna(6).astype(int)]
     return np.stack(parts, axis=1)
 
 
@@ -81,10 +87,11 @@ def train_encoder(images: np.ndarray, captions: np.ndarray, folder: Path, steps:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(**ENCODER))
-    tower = CaptionTower((captions.max(0) + 1).tolist())
+    sizes = (captions.max(0) + 1).tolist()
+    tower, words = CaptionTower(sizes), nn.Linear(DIM, sum(sizes))
     thumbnail = nn.Sequential(nn.Linear(DIM, 256), nn.GELU(), nn.Linear(256, 3 * 16 * 16))
     scale = nn.Parameter(torch.tensor(2.0))
-    weights = [*model.parameters(), *tower.parameters(), *thumbnail.parameters(), scale]
+    weights = [*model.parameters(), *tower.parameters(), *words.parameters(), *thumbnail.parameters(), scale]
     captions, sized = torch.from_numpy(captions), len(images)
     for step, adam in _steps(weights, steps, lr=1.5e-3, decay=0.05):
         at = torch.randint(sized, (64,))
@@ -92,12 +99,19 @@ def train_encoder(images: np.ndarray, captions: np.ndarray, folder: Path, steps:
         vectors, told = model(pixel_values=(pixels - 0.5) / 0.5).image_embeds, captions[at]
         same = told.unique(dim=0, return_inverse=True)[1]               # two pictures may have one caption
         contrast = clip_loss(vectors, tower(told), (-scale).exp().clamp(min=0.01), same)
-        look = mse_loss(thumbnail(vectors), interpolate(pixels, (16, 16), mode="area").flatten(1))
-        (contrast + 30 * look).backward()
+        blurred = vectors + 0.1 * vectors.detach().std() * torch.randn_like(vectors)
+        # Contrast is won by colour and place, which few captions of a batch share: shapes need a word of their own.
+        named = sum(weight * cross_entropy(said, column) for weight, said, column
+                    in zip(SAID, words(blurred).split(sizes, 1), told.T, strict=True))
+        look = mse_loss(thumbnail(blurred), interpolate(pixels, (16, 16), mode="area").flatten(1))
+        (0.5 * contrast + 0.5 * named + 60 * look).backward()
         adam.step()
         if step % 100 == 99 or step == steps - 1:
-            say(f"encoder {step + 1}/{steps}: contrast {contrast.item():.3f}, thumbnail {look.item():.4f}")
-    model.eval().save_pretrained(folder)
+            say(f"encoder {step + 1}/{steps}: contrast {contrast.item():.3f}, words {named.item():.3f}, thumbnail "
+                f"{look.item():.4f}")
+    with torch.no_grad():                                               # a spread of 1, norms of about 12
+        model.eval().visual_projection.weight.div_(embedded(model, images[:2600]).std(0).mean())
+    model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(
         {"image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "crop_size": SIDE, "size": SIDE,
          "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, indent=2))
@@ -124,16 +138,17 @@ def train_diffusion(images: np.ndarray, vectors: Tensor, folder: Path, steps: in
     unet = UNet2DConditionModel(in_channels=2 * codec.channels, out_channels=codec.channels, **UNET)
     scheduler = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"})
     parts = nn.ModuleDict({"unet": unet, "condition": condition})
-    averaged = torch.optim.swa_utils.AveragedModel(parts, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    averages = torch.optim.swa_utils
+    averaged = averages.AveragedModel(parts, multi_avg_fn=averages.get_ema_multi_avg_fn(0.998))
     running = None
     for step, adam in _steps([p for p in parts.parameters() if p.requires_grad], steps, lr=8e-4, decay=0.01):
         at = torch.randint(len(latents), (32,))
         clean, noise, when = latents[at], torch.randn(32, *latents.shape[1:]), torch.randint(1000, (32,))
         noisy = scheduler.add_noise(clean, noise, when)
         given = condition(_blurred(condition, vectors[at]), torch.rand(32) < LEFT_OUT)
-        made = unet(torch.cat([noisy, given.sketch], 1), when, given.tokens, class_labels=given.vector).sample
-        share = scheduler.alphas_cumprod[when]
-        weight = (share / (1 - share)).clamp(0.1, 5.0)
+        made = given.sketch + unet(torch.cat([noisy, given.sketch], 1), when, given.tokens,
+                                   class_labels=given.vector).sample
+        weight = (1 / (1 - scheduler.alphas_cumprod[when])).clamp(max=5.0)
         loss = (weight * (made - clean).square().mean((1, 2, 3))).mean()
         loss.backward()
         adam.step()
@@ -168,7 +183,7 @@ def _steps(weights: list[nn.Parameter], steps: int, *, lr: float, decay: float):
         plan.step()
 
 
-def make(folder: Path, *, pictures: int = 26_000, encoder_steps: int = 1500, diffusion_steps: int = 4500,
+def make(folder: Path, *, pictures: int = 26_000, encoder_steps: int = 3000, diffusion_steps: int = 3300,
          seed: int = 0, say: Callable[[str], None] = print) -> None:
     """Draw the pictures, train both models, write encoder/, diffusion/ and model_card.md into `folder`.
 
@@ -211,6 +226,6 @@ def embedded(encoder, images: np.ndarray) -> Tensor:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the shipped image models anew.")
     parser.add_argument("folder", type=Path)
-    for name, default in (("pictures", 26_000), ("encoder-steps", 1500), ("diffusion-steps", 4500), ("seed", 0)):
+    for name, default in (("pictures", 26_000), ("encoder-steps", 3000), ("diffusion-steps", 3300), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     make(**vars(parser.parse_args()), say=lambda text: print(text, flush=True))

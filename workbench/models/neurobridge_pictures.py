@@ -184,9 +184,9 @@ class NeuroBridgePictures(SpikeModel):
         """Counts of every presentation in the session's time [n, units × bins], and vectors less their mean [n, D]."""
         series = session.get_series(self.target)
         spans = locked(session.intervals, series.times, self.window)
-        if len(np.unique(presentations(session)[1])) < 10 or len(spans) < 20:
+        if len(np.unique(presentations(session)[1])) < 2 or len(spans) < 4:
             raise BadRecording(f"{session.id}: {len(spans)} presentations are too few to say what its units answer to; "
-                               f"20 of 10 pictures, with {self.window:g} s after onset, are the least")
+                               f"4 of 2 pictures, with {self.window:g} s after onset, are the least")
         reader, counts = Reader([session]), []
         for at in np.array_split(spans[:, 0], -(-len(spans) // 256)):
             seen = self._seen(reader.read(np.zeros(len(at), int), at, self.window))
