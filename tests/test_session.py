@@ -214,6 +214,41 @@ def test_rates_are_spikes_over_valid_seconds():
     assert session_of(intervals=[[0, 1], [2, 5]]).duration == 4
 
 
+@settings(max_examples=40, deadline=None)
+@given(session=sessions(), seed=st.integers(0, 99), most=st.floats(1, 5))
+def test_at_other_rates_every_unit_fires_at_its_rate_and_only_spikes_of_that_unit_come_and_go(session, seed, most):
+    whole = session.within(session.intervals)
+    own, random = whole.rates(), np.random.default_rng(seed)
+    factor = random.choice([0.25, 1.0, 1.7, 6.0], len(own))
+    rates = np.where(own > 0, own * factor, 1.0)                        # a silent unit is heard
+    found, again = whole.at_rates(rates, most=most), whole.at_rates(rates, most=most)
+    np.testing.assert_allclose(found.rates() * found.duration, rates * found.duration, atol=1.5)
+    assert found.spike_times.tolist() == again.spike_times.tolist() and (np.diff(found.spike_times) >= 0).all()
+    assert found.units.equals(whole.units) and found.series == whole.series
+    assert len(found.within(found.intervals).spike_times) == len(found.spike_times)      # none fills a gap
+    for unit, wanted in enumerate(factor):
+        before, after = (s.spike_times[s.spike_units == unit].tolist() for s in (whole, found))
+        if wanted == 1 or not before:
+            assert after == before or not before
+        elif wanted < 1:
+            assert set(after) <= set(before) and len(after) == len(set(after))
+        else:
+            copies = [after.count(time) for time in before]             # what is not a copy lies in between
+            assert set(copies) <= {int(min(wanted, most)), int(np.ceil(min(wanted, most)))}
+
+
+def test_a_part_can_say_what_the_rates_were_and_wrong_rates_are_refused():
+    times = np.sort(np.concatenate([np.arange(0, 10, 0.1), np.arange(10, 20, 0.05)]) + 0.01)
+    session = session_of(times, np.zeros(len(times), int), n=2, intervals=[[0, 20]])
+    own = session.between(0, 10).rates()
+    halved = session.at_rates([5.0, 0.0], own=own)                      # the later part stays twice as fast
+    assert own.tolist() == [10, 0] and halved.between(0, 10).rates()[0] == 5 and halved.between(10, 20).rates()[0] == 10
+    assert halved.spike_times.tolist() == times[1::2].tolist() or halved.spike_times.tolist() == times[::2].tolist()
+    for wrong in ([5.0], [5.0, -1.0], [np.nan, 1.0]):
+        with pytest.raises(BadRecording, match=r"rates are to be one finite number a unit, 0 or more, for 2 units"):
+            session.at_rates(wrong)
+
+
 def test_without_intervals_a_session_is_valid_from_the_first_to_the_last_sample():
     session = session_of(series={"x": Series(np.array([-1.0, 0.0, 1.0]), np.zeros((3, 1)))})
     assert session.start == -1 and session.stop > 3 and session.between(-1, 4).spike_times[-1] == 3

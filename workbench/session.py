@@ -191,6 +191,39 @@ class Session:
         return replace(self, spike_times=self.spike_times[keep], spike_units=new[self.spike_units[keep]],
                        units=self.units.iloc[rows], series=cut, checked=True)
 
+    def at_rates(self, rates: np.ndarray, own: np.ndarray | None = None, most: float = 4.0) -> Session:
+        """The session as if its units fired at mean `rates` [N] spikes/s, for a model that knows them from another day.
+
+        The same neuron on the same electrode gives several times more or fewer spikes on another day, for no reason
+        that has to do with behaviour; a model takes that for activity. Here a unit that fires too much loses spikes in
+        turn, of one that fires too little every spike is taken several times, `most` at most, and what is missing
+        then is filled with evenly spaced spikes, which say nothing. Nothing is drawn at random, and no label is used.
+        own: the units' mean rates here [N], such as those of a part before the held-out time; None: of all of it.
+
+        >>> monday.at_rates(friday.rates())
+        """
+        own, rates = (np.asarray(r, np.float64) for r in (self.rates() if own is None else own, rates))
+        for name, given in (("rates", rates), ("own", own)):
+            if given.shape != (len(self.units),) or not (np.isfinite(given) & (given >= 0)).all():
+                raise BadRecording(f"{self.id}: {name} are to be one finite number a unit, 0 or more, for "
+                                   f"{len(self.units)} units, not {given.size} of shape {given.shape}")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = np.minimum(np.where(own > 0, rates / own, 0), most)  # copies of a spike, on average
+        times, units, number = self.spike_times[:], self.spike_units[:], np.empty(len(self.spike_units), np.int64)
+        size = np.bincount(units, minlength=len(self.units))
+        number[np.argsort(units, kind="stable")] = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+        upto = lambda n: np.floor(n * each[units] + 0.5 + 1e-9)         # copies of the unit's first n spikes
+        copies = (upto(number + 1) - upto(number)).astype(np.int64)
+        missing = np.round((rates - each * own).clip(0) * self.duration).astype(np.int64)
+        passed = np.concatenate([(np.arange(n) + 0.5) / n * self.duration for n in missing]) if missing.any() else \
+            np.empty(0)
+        ends = np.cumsum(np.diff(self.intervals)[:, 0])                 # valid time that has passed → the clock
+        row = np.minimum(np.searchsorted(ends, passed, side="right"), len(ends) - 1)
+        times = np.concatenate([np.repeat(times, copies), self.intervals[row, 1] - (ends[row] - passed)])
+        units = np.concatenate([np.repeat(units, copies), np.repeat(np.arange(len(missing), dtype=np.int32), missing)])
+        order = np.argsort(times, kind="stable")
+        return replace(self, spike_times=times[order], spike_units=units[order], checked=True)
+
     # Files. Imported where used: a session in memory needs neither pynwb nor h5py.
 
     @staticmethod
