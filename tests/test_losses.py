@@ -178,4 +178,5 @@ def test_keys_that_show_the_same_are_not_held_against_each_other():
     assert losses.info_nce(queries, twice, 0.1, groups) < losses.info_nce(queries, twice, 0.1)
     both = torch.tensor([0, 0, 1, 2, 3, 4])
     assert losses.clip_loss(queries, keys, 0.1, both) < losses.clip_loss(queries, keys, 0.1)
-    torch.testing.assert_close(losses.clip_loss(queries, keys, 0.1, torch.arange(6)), losses.clip_loss(queries, keys, 0.1))
+    torch.testing.assert_close(losses.clip_loss(queries, keys, 0.1, torch.arange(6)),
+                               losses.clip_loss(queries, keys, 0.1))

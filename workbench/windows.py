@@ -111,10 +111,11 @@ def _by_picture(session: Session, test: float, valid: float, seed: int, train: f
     # Between 0 and 1, by what the picture is and nothing else: no other picture, session or order matters.
     place = np.array([int(hashlib.sha256(f"{seed} {name}".encode()).hexdigest()[:13], 16) / 16 ** 13
                       for name in picture_names(session)])[image]
-    edges = np.append(starts, session.stop)
+    whatever = np.unique(session.stimuli["start"].dropna())             # a grey screen ends a picture, too
+    ends = np.append(whatever, session.stop)[np.searchsorted(whatever, starts, side="right")]
     drawn = {"test": place < test, "valid": (place >= test) & (place < test + valid),
              "train": place >= 1 - train * (1 - test - valid)}
-    both = np.stack([edges[:-1], np.maximum(edges[1:], edges[:-1])], axis=1)
+    both = np.stack([starts, np.maximum(ends, starts)], axis=1)
     return {name: overlap(session.intervals, both[drawn[name]]) for name in ("train", "valid", "test")}
 
 

@@ -10,7 +10,15 @@ from tests.images import folders
 from tests.models.test_neurobridge_pictures import A
 from workbench.errors import BadRecording
 from workbench.images import embedding
-from workbench.images.embedding import GaborColor, ModelNotHere, Transformers, embed, of_session, open_embedder, pixels_of
+from workbench.images.embedding import (
+    GaborColor,
+    ModelNotHere,
+    Transformers,
+    embed,
+    of_session,
+    open_embedder,
+    pixels_of,
+)
 from workbench.sources import drawn
 
 
@@ -63,7 +71,7 @@ def test_a_model_that_is_not_here_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("asked the network"))
     with pytest.raises(ModelNotHere, match=r"3.9 GB.*hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K.*'tiny'"):
         open_embedder("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
-    with pytest.raises(ModelNotHere, match="give a folder that holds config.json"):
+    with pytest.raises(ModelNotHere, match=r"give a folder that holds config\.json"):
         open_embedder("/no/such/folder")
 
 

@@ -38,8 +38,8 @@ def divided(session):
 
 def painted(session):
     parts = divided(session)
-    model = models.build("neurobridge_pictures", [session.within(parts["train"][0])], target="pictures:tiny", window=0.2,
-                         step=0.1, encoder=SMALL)
+    model = models.build("neurobridge_pictures", [session.within(parts["train"][0])], target="pictures:tiny",
+                         window=0.2, step=0.1, encoder=SMALL)
     return reconstruct(model, [session], parts, TinyDiffusion(), seeds=(0, 1), steps=2, convolutional=4)
 
 

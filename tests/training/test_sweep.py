@@ -17,6 +17,7 @@ from workbench import models
 from workbench.apps.runs import RunMonitor
 from workbench.models.neurobridge import MODES
 from workbench.sources.simulated import reach_sim
+from workbench.sources.vision_sim import vision_sim
 from workbench.training import storage, trainer
 from workbench.training.group import Group, OtherRuns, Stopped
 from workbench.training.launching import CannotStart
@@ -213,13 +214,15 @@ def test_a_plan_is_plain_json(done):
 @pytest.mark.parametrize("name", available())
 def test_every_run_of_a_shipped_experiment_can_be_built(name):
     recipe, grid = experiment(name)
-    here, seen = [reach_sim(seconds=20, units=20)], set()
+    seen, shows = set(), models.get(recipe.model.name).locked
+    here = [vision_sim(0, pictures=40, repeats=2, units=30) if shows else reach_sim(seconds=20, units=20)]
     for settings in grid:
-        model = recipe.vary(settings).model
-        if repr(model) not in seen:
-            built = models.build(model.name, here, **model.settings)
+        varied = recipe.vary(settings)
+        model, given = varied.model, {"target": varied.target} if shows else {}
+        if repr([model, given]) not in seen:
+            built = models.build(model.name, here, **given, **model.settings)
             assert built.name == recipe.model.name and sum(p.numel() for p in built.parameters()) > 0
-            seen.add(repr(model))
+            seen.add(repr([model, given]))
     assert len({repr(settings) for settings in grid}) == len(grid) >= 4
 
 

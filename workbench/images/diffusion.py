@@ -28,8 +28,8 @@ PATCH, CHANNELS = 8, 32
 class PatchCodec(nn.Module):
     """Pictures as principal components of their 8 × 8 patches: about 31 dB, and nothing to train.
 
-    Components are scaled by the root of their spread: whitened, most of the loss would lie in noise; as they are, all of
-    it in the mean colour.
+    Components are scaled by the root of their spread: whitened, most of the loss would lie in noise; as they are,
+    all of it in the mean colour.
     """
 
     def __init__(self, channels: int = CHANNELS):
@@ -47,7 +47,7 @@ class PatchCodec(nn.Module):
         codec.components.copy_(vectors.T.flip(0)[:channels])
         spread = values.flip(0)[:channels].clamp(min=1e-9).sqrt()
         scale = spread.sqrt()
-        codec.scale.copy_(scale * (spread / scale).square().mean().sqrt())                # so that the mean variance is 1
+        codec.scale.copy_(scale * (spread / scale).square().mean().sqrt())   # so that the mean variance is 1
         return codec
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Condition(nn.Module):
 
 
 class TinyDiffusion:
-    """A decoder (see `decoders.Decoder`) of vectors of the embedder "tiny", from `folder`, the shipped one by default."""
+    """A decoder (see `decoders.Decoder`) of vectors of the embedder "tiny", from `folder`, by default the shipped one."""
 
     embedder, dim, side = "tiny", 128, 64
 

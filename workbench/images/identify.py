@@ -107,9 +107,9 @@ def counts_of(sessions: Sequence[Session], shown: Presented, step: float) -> lis
 
 def ridge(sessions: Sequence[Session], train: Presented, valid: Presented, test: Presented, wanted: np.ndarray,
           wanted_valid: np.ndarray, step: float) -> tuple[np.ndarray, dict[str, float]]:
-    """Ridge regression from counts to `wanted` [pictures of train, D], a map a session; the penalty is the one that does
-    best on the pictures of `valid`, then both are fitted. Returns what it says of the test presentations [n, D], and
-    the penalties.
+    """Ridge regression from counts to `wanted` [pictures of train, D], a map a session; the penalty is the one that
+    does best on the pictures of `valid`, then both are fitted. Returns what it says of the test presentations [n, D],
+    and the penalties.
     """
     said, chosen = np.full((len(test.start), wanted.shape[1]), np.nan, np.float32), {}
     for i, (session, *counts) in enumerate(zip(sessions, *(counts_of(sessions, each, step) for each in (
@@ -117,8 +117,8 @@ def ridge(sessions: Sequence[Session], train: Presented, valid: Presented, test:
         if not len(counts[2]):
             continue
         if not len(counts[0]) or not len(counts[1]):
-            raise BadRecording(f"{session.id} has presentations to test and none to fit or to choose by; choose a split "
-                               "with some in each part")
+            raise BadRecording(f"{session.id} has presentations to test and none to fit or to choose by; choose a "
+                               "split with some in each part")
         mean, spread = counts[0].mean(0), counts[0].std(0)
         x, x_valid, x_test = ((each - mean) / np.where(spread > 0, spread, np.inf) for each in counts)
         y, y_valid = wanted[train.which[train.session == i]], wanted_valid[valid.which[valid.session == i]]

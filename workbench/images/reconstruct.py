@@ -31,12 +31,12 @@ RIDGE_SIDE = 32                                                         # pixels
 def reconstruct(model, sessions: Sequence[Session], parts: Mapping[str, Sequence[np.ndarray]], decoder, *,
                 seeds: Sequence[int] = (0,), most: int = 100, steps: int = 20, guidance: float | None = None,
                 strength: float = 0.7, extractors: Sequence[str | Embedder] = ("gabor-color",),
-                others: Mapping[str, object] | None = None, convolutional: int = 600, data: Mapping[str, str] | None = None,
-                seed: int = 0, progress: Callable[[str], None] = lambda text: None) -> Reconstructions:
-    """parts: train, valid and test → intervals [n, 2] s, one array a session, as `windows.split(…, by="picture")` gives.
+                others: Mapping[str, object] | None = None, convolutional: int = 600,
+                data: Mapping[str, str] | None = None, seed: int = 0, progress: Callable[[str], None] = lambda text: None) -> Reconstructions:
+    """parts: train, valid and test → intervals [n, 2] s, one array a session, as `split(…, by="picture")` gives them.
 
-    seeds: of the generator's noise, for the methods; most: test pictures at most. strength: how much of the noise is put
-    on ridge's picture where that is the start. extractors: embedders whose vectors score the pictures; the model's own
+    seeds: of the generator's noise, for the methods; most: test pictures at most. strength: how much of the noise is
+    put on ridge's picture where that is the start. extractors: embedders whose vectors score the pictures; the model's own
     is always among them, and marked. others: name → another model of the kind, such as one whose encoder is random.
     convolutional: steps of its training, 0 leaves it out. data: session id → how to open it, for the gallery.
 
@@ -98,7 +98,8 @@ def reconstruct(model, sessions: Sequence[Session], parts: Mapping[str, Sequence
     first = _first(train)
     put("nearest training picture", "baseline", _uint8(pixels["train"][first][baselines.nearest(
         found - mean, train.vectors - mean)])[:, None])
-    put("mean picture", "baseline", _uint8(pixels["train"][first].mean(0, keepdim=True)).repeat(len(numbers), 0)[:, None])
+    mean_picture = _uint8(pixels["train"][first].mean(0, keepdim=True))
+    put("mean picture", "baseline", mean_picture.repeat(len(numbers), 0)[:, None])
     put("true vector", "ceiling", drawn(test.vectors[test.which], seeds))
 
     shown = np.zeros((len(test.vectors), side, side, 3), np.uint8)
@@ -134,7 +135,8 @@ def example(progress: Callable[[str], None] = lambda text: None):
     parts = {name: [part] for name, part in split(session, by="picture").items()}
     model = models.build("neurobridge_pictures", [session.within(parts["train"][0])], target="pictures:tiny",
                          readout=False, encoder=dict(dim=16, width=16, depth=1, heads=2, latents=1, bin_size=0.05))
-    result = reconstruct(model, [session], parts, TinyDiffusion(), most=24, steps=10, convolutional=0, progress=progress)
+    result = reconstruct(model, [session], parts, TinyDiffusion(), most=24, steps=10, convolutional=0,
+                         progress=progress)
     progress("Scoring …")
     return result, scores(result), [session]
 
@@ -173,7 +175,8 @@ def _uint8(pixels: torch.Tensor) -> np.ndarray:
     return (pixels.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def _convolutional(counts, pixels, test: Presented, train: Presented, valid: Presented, steps: int, progress) -> np.ndarray:
+def _convolutional(counts, pixels, test: Presented, train: Presented, valid: Presented, steps: int,
+                   progress: Callable[[int, int], None]) -> np.ndarray:
     """A network a session: units of another session are other units."""
     made = np.zeros((len(test.start), 1, *pixels["test"].shape[-2:], 3), np.uint8)
     for i in np.unique(test.session):

@@ -120,7 +120,7 @@ def train_encoder(images: np.ndarray, captions: np.ndarray, folder: Path, steps:
 
 def train_diffusion(images: np.ndarray, vectors: Tensor, folder: Path, steps: int, say: Callable[[str], None],
                     keep_every: int = 1000) -> None:
-    """Codec, condition, UNet and scheduler, saved in `folder`, anew every `keep_every` steps: what is there is whole."""
+    """Codec, condition, UNet and scheduler, saved in `folder`, anew every `keep_every` steps."""
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 
     codec = PatchCodec.fit(pixels_of(images[:4000]))
@@ -211,7 +211,7 @@ def make(folder: Path, *, pictures: int = 26_000, encoder_steps: int = 3000, dif
         f"    python -m workbench.images.tiny FOLDER --pictures {pictures} --encoder-steps {encoder_steps} "
         f"--diffusion-steps {diffusion_steps} --seed {seed}", "",
         f"{(time.process_time() - began) / 60:.0f} CPU minutes, torch {torch.__version__}, Python "
-        f"{platform.python_version()}. Licence: Apache-2.0, as the code that draws the pictures and trains on them.", "",
+        f"{platform.python_version()}. Licence: Apache-2.0, as the code that draws the pictures and trains.", "",
         *(f"- `{path.relative_to(folder)}`: {path.stat().st_size:,} bytes, sha256 "
           f"{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files), ""]))
 

@@ -23,7 +23,7 @@ map to vectors at ridge regression.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -107,9 +107,9 @@ class NeuroBridgePictures(SpikeModel):
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], *, target: str, pretrained: str = "", start: str = "",
                      encoder: Mapping | None = None, **settings) -> NeuroBridgePictures:
-        """pretrained: the folder of a NeuroBridge, or of a run that trained one. encoder: settings of a new one instead,
-        with random weights. start: the folder of a model like this one, or of its run, to go on from: with freed=4 that
-        is stage 2. Units that it has not met get new rows. Steps of votes are no finer than the recordings' timing.
+        """pretrained: the folder of a NeuroBridge, or of a run that trained one. encoder: settings of a new one
+        instead, with random weights. start: the folder of a model like this one, or of its run, to go on from: with
+        freed=4 that is stage 2. Units that it has not met get new rows.
         """
         if sum(map(bool, (pretrained, start, encoder))) > 1:
             raise WorkbenchError("give one of pretrained= (a NeuroBridge), start= (a model of stage 1) and encoder= "
@@ -147,7 +147,7 @@ class NeuroBridgePictures(SpikeModel):
     def meet(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
         """Start the votes of the named units, from presentations in the sessions' time."""
         for session in sessions:
-            counts, vectors = self._presented(session)
+            counts, vectors = self._presented(session, lambda batch: self._seen(batch).counts(self.step).flatten(1))
             mine = unit_names([session])
             kept = torch.tensor([name in {*names} for name in mine])
             rows = self.usual.rows(mine)[kept]
@@ -162,16 +162,8 @@ class NeuroBridgePictures(SpikeModel):
         """Start the map from directions to vectors at ridge regression on the sessions' time; its penalty is the one
         that does best on a fifth of the pictures.
         """
-        x, y = [], []
-        for session in sessions:
-            series = session.get_series(self.target)
-            spans = locked(session.intervals, series.times, self.window)
-            reader = Reader([session], (self.target,))
-            for at in np.array_split(spans[:, 0], -(-len(spans) // 256)):
-                batch = reader.read(np.zeros(len(at), int), at, self.window)
-                x.append(self.eval()(batch).latents[:, 0])
-                y.append(batch.targets[self.target].values - self.mean)
-        x, y = torch.cat(x).numpy(), torch.cat(y).numpy()
+        both = [self._presented(s, lambda batch: self.eval()(batch).latents[:, 0]) for s in sessions]
+        x, y = (np.concatenate(each) for each in zip(*both, strict=True))
         self.train()
         out = np.unique(y, axis=0, return_inverse=True)[1] % 5 == 0
         scale = PENALTIES * len(x) / x.shape[1]
@@ -180,19 +172,18 @@ class NeuroBridgePictures(SpikeModel):
         self.settle.weight.copy_(torch.from_numpy(w[:-1].T))
         self.settle.bias.copy_(torch.from_numpy(w[-1]))
 
-    def _presented(self, session: Session) -> tuple[np.ndarray, np.ndarray]:
-        """Counts of every presentation in the session's time [n, units × bins], and vectors less their mean [n, D]."""
+    def _presented(self, session: Session, read: Callable[[SpikeBatch], Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """read(batch) [n, F] of every presentation in the session's time, and their vectors less the mean [n, D]."""
         series = session.get_series(self.target)
-        spans = locked(session.intervals, series.times, self.window)
-        if len(np.unique(presentations(session)[1])) < 2 or len(spans) < 4:
-            raise BadRecording(f"{session.id}: {len(spans)} presentations are too few to say what its units answer to; "
-                               f"4 of 2 pictures, with {self.window:g} s after onset, are the least")
-        reader, counts = Reader([session]), []
-        for at in np.array_split(spans[:, 0], -(-len(spans) // 256)):
-            seen = self._seen(reader.read(np.zeros(len(at), int), at, self.window))
-            counts.append(seen.counts(self.step).flatten(1).numpy())
-        vectors = series.values[np.searchsorted(series.times, spans[:, 0] - 1e-9)]
-        return np.concatenate(counts), vectors - self.mean.numpy()
+        starts = locked(session.intervals, series.times, self.window)[:, 0]
+        if len(np.unique(presentations(session)[1])) < 2 or len(starts) < 4:
+            raise BadRecording(f"{session.id}: {len(starts)} presentations are too few to say what its units answer "
+                               f"to; 4 of 2 pictures, with {self.window:g} s after onset, are the least")
+        reader = Reader([session])
+        found = [read(reader.read(np.zeros(len(at), int), at, self.window)).numpy()
+                 for at in np.array_split(starts, -(-len(starts) // 256))]
+        vectors = series.values[np.searchsorted(series.times, starts - 1e-9)]
+        return np.concatenate(found), vectors - self.mean.numpy()
 
     def train(self, mode: bool = True) -> NeuroBridgePictures:
         super().train(mode)
@@ -223,8 +214,8 @@ class NeuroBridgePictures(SpikeModel):
         """
         found, wanted = self.direction(batch), batch.targets[self.target].values
         if len(wanted) != len(found):
-            raise BadRecording(f"{len(found)} windows hold {len(wanted)} pictures; cut windows that begin with a picture "
-                               "and end before the next (split.by=picture)")
+            raise BadRecording(f"{len(found)} windows hold {len(wanted)} pictures; cut windows that begin with a "
+                               "picture and end before the next (split.by=picture)")
         found, wanted = across_processes(found), across_processes(wanted)
         same = wanted.unique(dim=0, return_inverse=True)[1]
         contrast = clip_loss(found, wanted - self.mean, self.temperature, same)
