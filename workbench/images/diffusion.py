@@ -107,7 +107,7 @@ class Condition(nn.Module):
 
 
 class TinyDiffusion:
-    """A decoder (see `decoders.Decoder`) of vectors of the embedder "tiny", from `folder`, by default the shipped one."""
+    """A `decoders.Decoder` of vectors of the embedder "tiny", from `folder`, by default the shipped one."""
 
     embedder, dim, side = "tiny", 128, 64
 

@@ -32,12 +32,13 @@ def reconstruct(model, sessions: Sequence[Session], parts: Mapping[str, Sequence
                 seeds: Sequence[int] = (0,), most: int = 100, steps: int = 20, guidance: float | None = None,
                 strength: float = 0.7, extractors: Sequence[str | Embedder] = ("gabor-color",),
                 others: Mapping[str, object] | None = None, convolutional: int = 600,
-                data: Mapping[str, str] | None = None, seed: int = 0, progress: Callable[[str], None] = lambda text: None) -> Reconstructions:
+                data: Mapping[str, str] | None = None, seed: int = 0,
+                progress: Callable[[str], None] = lambda text: None) -> Reconstructions:
     """parts: train, valid and test → intervals [n, 2] s, one array a session, as `split(…, by="picture")` gives them.
 
     seeds: of the generator's noise, for the methods; most: test pictures at most. strength: how much of the noise is
-    put on ridge's picture where that is the start. extractors: embedders whose vectors score the pictures; the model's own
-    is always among them, and marked. others: name → another model of the kind, such as one whose encoder is random.
+    put on ridge's picture where that is the start. extractors: embedders whose vectors score the pictures; the model's
+    own is always among them, and marked. others: name → another model of the kind, such as one with a random encoder.
     convolutional: steps of its training, 0 leaves it out. data: session id → how to open it, for the gallery.
 
     WorkbenchError where the generator takes vectors of another embedder than the model's.
