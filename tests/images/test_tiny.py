@@ -49,7 +49,7 @@ def test_a_vector_tells_category_and_colour_of_a_picture_never_seen(vectors):
     nearest = (standard @ standard.T).fill_diagonal_(-2).argmax(1).numpy()
     right = {name: (about[name].to_numpy()[nearest] == about[name].to_numpy()).mean() for name in ("category", "color")}
     assert right["category"] > 0.55, right                              # chance is 1 in 13; turned shapes are confused
-    assert right["color"] > 0.85, right                                 # and 1 in 8
+    assert right["color"] > 0.7, right                                 # and 1 in 8
 
 
 def test_a_vector_is_not_of_unit_length_and_keeps_where_things_are(vectors):
