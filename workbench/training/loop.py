@@ -43,10 +43,10 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
 
 def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW that decays matrices only: a norm's gain or a bias pulled to zero is another model, not a smaller one."""
-    groups: dict[tuple[float, bool], list] = {}
+    groups, slower = {}, getattr(model, "slower", {})
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            share = next((share for start, share in model.slower.items() if name.startswith(start)), 1.0)
+            share = next((share for start, share in slower.items() if name.startswith(start)), 1.0)
             groups.setdefault((-share, weight.ndim < 2), []).append(weight)
     return torch.optim.AdamW([{"params": params, "share": -share, "weight_decay": 0.0 if flat else optim.weight_decay}
                               for (share, flat), params in sorted(groups.items(), key=lambda group: group[0])],
