@@ -21,7 +21,7 @@ class RotaryTime(nn.Module):
         if not 0 < t_min < t_max:
             raise ValueError(f"rotary periods run from t_min {t_min} to t_max {t_max} s; give 0 < t_min < t_max")
         steps = torch.linspace(0, 1, pairs)
-        periods = torch.exp(torch.lerp(torch.tensor(t_min).log(), torch.tensor(t_max).log(), steps))
+        periods = torch.exp(math.log(t_min) + math.log(t_max / t_min) * steps)
         self.register_buffer("omega", 2 * math.pi / periods)                # radians a second
 
     @torch.no_grad()
