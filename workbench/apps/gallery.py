@@ -23,7 +23,8 @@ import pandas as pd
 import panel as pn
 import param
 
-from workbench.apps._tiles import NONE, TABLE, WRITTEN, Shown, Spikes, Tiles, grid, scored, short
+from workbench.apps._presentation import Spikes
+from workbench.apps._tiles import NONE, TABLE, WRITTEN, Shown, Tiles, grid, scored, short
 from workbench.display import Dashboard, Text, address, alert, page
 from workbench.errors import WorkbenchError
 from workbench.images import report
