@@ -23,3 +23,10 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real recordings at {folder} (set WORKBENCH_TEST_DATA)")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """A file's tests share what they set up and stay in one process; notebooks share nothing, and each is long."""
+    for item in items:
+        alone = item.path.name == "test_notebooks.py"
+        item.add_marker(pytest.mark.xdist_group(item.name if alone else str(item.path)))
