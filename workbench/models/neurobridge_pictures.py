@@ -3,34 +3,32 @@
 This project's own. Contrast as in CLIP (Radford et al. 2021, arXiv 2103.00020); two stages as MindEye2 trains its
 readout before more of the network (Scotti et al. 2024, arXiv 2403.11207).
 
-    spikes from a picture's onset on ─┬→ NeuroBridge.encode → latents [B, M, width]
-                                      │     → K learned queries, spread over the window → 3-layer MLP ──┐
-                                      └→ every spike votes: its unit's row at its time, less the usual ─┴→ [B, outputs]
-    contrast with the vectors of the pictures, by cosine, with a learned temperature, over all processes
-    → linear → the vector itself, as generators want it: contrast says which picture it was, not where its vector lies
+    counts of units in steps from onset on, standardised ─┬→ votes: each speaks for what drives its unit → [B, outputs]
+                                                          └→ each unit's row, summed ────────────────┐
+    spikes → NeuroBridge.encode → latents [B, M, width] → K learned queries, spread over the window ─┴→ 3-layer MLP
+        → the picture's vector, by its squared error, as generators want it [B, outputs]
+    votes + vector, as much of it as it explains → which picture it was: contrast with the vectors of the pictures, by
+        cosine, with a learned temperature, over all processes
 
 Stage 1 (`freed` not given): the encoder is frozen. Stage 2 (`start`: a model of stage 1; `freed=4`): its last layers
 learn too, more slowly, and alpha × its masked reconstruction keeps it from forgetting what it was pretrained to do.
 
-Votes start where each unit's tuning in the image space says, which counts of the training part give in closed form:
-    tuning    unit's count at time t ≈ ⟨W, vector of the picture⟩, ridge, its penalty by pictures left out one by one
-    row       noise covariance⁻¹ W: a spike speaks for the pictures that drive its unit, as far as other units do not
-              say the same (the linear discriminant between any two pictures, Fisher 1936)
-A regression from counts to vectors asks for the vector's mean, and gives the directions that hardly vary as much weight
-as those that do; the discriminant asks which picture it was. What the network adds starts at nothing, and the linear
-map to vectors at ridge regression.
+Votes start at the discriminant of `neurobridge_votes`. A regression from counts to vectors asks for the vector's mean,
+and gives the directions that hardly vary as much weight as those that do; the discriminant asks which picture it was.
+What is not linear in the counts is for the network, which starts at nothing; noise on the counts that it learns from
+keeps it from learning presentations by heart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from types import MappingProxyType
 
 import numpy as np
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, embedding_bag, normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from workbench.batch import Reader, SpikeBatch
 from workbench.conditions import presentations
@@ -39,6 +37,7 @@ from workbench.losses import clip_loss
 from workbench.models.base import Output, SpikeModel, unit_names
 from workbench.models.neurobridge import NeuroBridge
 from workbench.models.neurobridge_decoder import weights_of
+from workbench.models.neurobridge_votes import PENALTIES, votes
 from workbench.models.ridge import solve
 from workbench.nn.across import across_processes
 from workbench.nn.near import near
@@ -47,32 +46,34 @@ from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 from workbench.windows import locked
 
-PENALTIES = 10.0 ** np.arange(-2, 2.5, 0.5)                             # in mean squares of the vectors' components
-
 
 class NeuroBridgePictures(SpikeModel):
     """encoder: settings of a `NeuroBridge`; target: a series of vectors such as "pictures:tiny", of `outputs` numbers.
 
-    window: seconds from onset; step: of the votes' bins. windows: region → (start, stop) after onset, s: its spikes
-    outside do not count, nor any of other regions (V1 30-80, V4 60-120, IT 80-200 ms). votes, readout: either path can
-    be left out for comparison. The temperature, like that of CLIP, starts at 0.07 and stays above 0.01.
+    window: seconds from onset; step: of the counts' bins. windows: region → (start, stop) after onset, s: its spikes
+    outside do not count, nor any of other regions (V1 30-80, V4 60-120, IT 80-200 ms). votes: counts are heard at all;
+    readout: there is a network; either can be left out for comparison. noise: in training, on counts, in their standard
+    deviations. contrast: its weight beside the vector's squared error. The temperature, like that of CLIP, starts at
+    0.07 and stays above 0.01.
     """
 
     name = "neurobridge_pictures"
     embeds = True
     locked = True
-    slower = MappingProxyType({"encoder.": 0.1})                        # in stage 2, lest it forgets
+    slower = MappingProxyType({"encoder.": 0.1,                         # in stage 2, lest it forgets
+                               "votes.": 0.1})                          # which are good from the start
 
-    def __init__(self, *, encoder: Mapping, target: str, outputs: int, window: float = 0.3, step: float = 0.05,
+    def __init__(self, *, encoder: Mapping, target: str, outputs: int, window: float = 0.3, step: float = 0.1,
                  windows: Mapping[str, Sequence[float]] | None = None, votes: bool = True, readout: bool = True,
-                 queries: int = 4, hidden: int = 512, dropout: float = 0.5, freed: int | None = None,
-                 alpha: float = 0.25):
+                 queries: int = 4, hidden: int = 512, dropout: float = 0.3, noise: float = 0.7, contrast: float = 0.3,
+                 freed: int | None = None, alpha: float = 0.25):
         super().__init__()
         if not votes and not readout:
             raise WorkbenchError("without votes and without a readout nothing is left; leave out one of them")
         if freed and not readout:
             raise WorkbenchError("an encoder that is not read out cannot be freed; give readout=True, or no freed=")
         self.target, self.window, self.step, self.alpha, self.freed = target, window, step, alpha, freed
+        self.noise, self.contrast = noise, contrast
         self.bins = round(window / step)
         if self.bins < 1 or abs(self.bins * step - window) > 1e-6:
             raise WorkbenchError(f"a window of {window:g} s is no whole number of steps of {step:g} s; choose others")
@@ -83,20 +84,23 @@ class NeuroBridgePictures(SpikeModel):
                                  f"{', '.join(self.encoder.regions.all) or 'no region, for none is known'}")
         units = list(self.encoder.rates.words)
         self.votes = Vocabulary("unit", units, self.bins * outputs, std=0.0) if votes else None
-        self.usual = Vocabulary("unit", units, self.bins, std=0.0)      # counts, the mean of the training part
-        self.usual.weight.requires_grad_(False)
+        self.usual = Vocabulary("unit", units, 2 * self.bins, std=0.0)  # of counts, in the training part: the mean of
+        self.usual.weight.requires_grad_(False)                         # each, and one over its standard deviation
         self.log_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
         self.register_buffer("mean", torch.zeros(outputs))              # of the pictures' vectors
-        self.settle = nn.Linear(outputs, outputs)
-        self.queries = self.ask = self.project = None
+        self.register_buffer("power", torch.ones(()))                   # their mean square, less the mean
+        self.settle = None if readout else nn.Linear(outputs, outputs)
+        self.rows = Vocabulary("unit", units, self.bins * hidden) if votes and readout else None
+        self.queries = self.ask = self.heard = self.project = None
         if readout:
             width, heads = self.encoder.widen.out_features, len(self.encoder.pace)
             self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
             self.ask = CrossAttention(width, heads, head_dim=width // heads, dropout=0.0)
-            self.project = nn.Sequential(
-                nn.LayerNorm(queries * width), nn.Linear(queries * width, hidden), nn.GELU(), nn.Dropout(dropout),
-                nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout),
-                nn.Linear(hidden, outputs))
+            self.heard = nn.Sequential(nn.LayerNorm(queries * width), nn.Dropout(dropout),
+                                       nn.Linear(queries * width, hidden))
+            again = [nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, hidden)]
+            self.project = nn.Sequential(*again, *deepcopy(again), nn.GELU(), nn.Dropout(dropout),
+                                         nn.Linear(hidden, outputs))
             if votes:
                 nn.init.zeros_(self.project[-1].weight)
                 nn.init.zeros_(self.project[-1].bias)
@@ -131,8 +135,10 @@ class NeuroBridgePictures(SpikeModel):
         model.encoder.load_state_dict(whole.state_dict())
         found = torch.from_numpy(np.concatenate([s.get_series(target).values for s in sessions])).float()
         model.mean.copy_(found.mean(0))
+        model.power.copy_((found - model.mean).square().sum(1).mean())
         model.meet(sessions, unit_names(sessions))
-        model.settle_(sessions)
+        if model.settle is not None:
+            model.settle_(sessions)
         return model
 
     def extend(self, sessions: Sequence[Session]) -> None:
@@ -151,16 +157,18 @@ class NeuroBridgePictures(SpikeModel):
             mine = unit_names([session])
             kept = torch.tensor([name in {*names} for name in mine])
             rows = self.usual.rows(mine)[kept]
-            usual = counts.mean(0).reshape(len(mine), self.bins)
-            self.usual.weight[rows] = torch.from_numpy(usual)[kept].float()
+            spread = counts.std(0)
+            scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
+            usual = np.stack([counts.mean(0), scale]).reshape(2, len(mine), self.bins).swapaxes(0, 1)
+            self.usual.weight[rows] = torch.from_numpy(usual.reshape(len(mine), -1))[kept].float()
             if self.votes is not None:
-                found = votes(counts, vectors).reshape(len(mine), -1)
+                found = (votes(counts, vectors) * spread[:, None]).reshape(len(mine), -1)
                 self.votes.weight[rows] = torch.from_numpy(found)[kept].float()
 
     @torch.no_grad()
     def settle_(self, sessions: Sequence[Session]) -> None:
-        """Start the map from directions to vectors at ridge regression on the sessions' time; its penalty is the one
-        that does best on a fifth of the pictures.
+        """Without a network, the map from votes to vectors: ridge regression on the sessions' time; its penalty is the
+        one that does best on a fifth of the pictures.
         """
         both = [self._presented(s, lambda batch: self.eval()(batch).latents[:, 0]) for s in sessions]
         x, y = (np.concatenate(each) for each in zip(*both, strict=True))
@@ -193,34 +201,46 @@ class NeuroBridgePictures(SpikeModel):
 
     def forward(self, batch: SpikeBatch) -> Output:
         """Unit vectors [B, 1, outputs] in the pictures' space less its mean, from windows that begin at onset."""
-        return Output(latents=normalize(self.direction(batch), dim=-1)[:, None])
+        return Output(latents=self.read(batch)[0][:, None])
 
     def embedding(self, batch: SpikeBatch) -> Tensor:
         """The pictures' vectors [B, outputs] in the image model's own space and scale, as generators want them."""
-        return self.mean + self.settle(normalize(self.direction(batch), dim=-1))
+        return self.mean + self.read(batch)[1]
 
-    def direction(self, batch: SpikeBatch) -> Tensor:
-        """Where in the pictures' space, less its mean, the spikes point [B, outputs]; lengths mean nothing."""
+    def read(self, batch: SpikeBatch) -> tuple[Tensor, Tensor]:
+        """In the pictures' space less its mean: unit vectors towards the picture, and what its vector should be, both
+        [B, outputs].
+        """
         if abs(batch.duration - self.window) > 1e-6:
             raise WorkbenchError(f"this model reads windows of {self.window:g} s from a picture's onset and was given "
                                  f"{batch.duration:g} s; cut windows of its own length")
         seen = self._seen(batch)
-        found = self._voted(seen) if self.votes is not None else 0.0
-        return found if self.project is None else found + self.project(self._read(seen))
+        units, counts = self._standard(seen)
+        voted = normalize(self._summed(self.votes, units, counts, seen), dim=-1) if self.votes is not None else None
+        if self.project is None:
+            return voted, self.settle(voted)
+        heard = self.heard(self._asked(seen))
+        if self.rows is not None:
+            heard = heard + self._summed(self.rows, units, counts, seen)
+        vector = self.project(heard)
+        if voted is None:
+            return normalize(vector, dim=-1), vector
+        explained = vector.norm(dim=-1, keepdim=True) / self.power      # of a vector of usual length: its share
+        return normalize(voted + explained * vector, dim=-1), vector
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
-        """Contrast of spikes and pictures both ways, nats, and 1 − cosine of the vector; in stage 2 alpha × the masked
-        loss beside them. Presentations of one picture in a batch are not held against each other.
+        """Share of the vectors' variance that is missed, and contrast of spikes and pictures both ways, nats; in stage
+        2 alpha × the masked loss beside them. Presentations of one picture in a batch are not held against each other.
         """
-        found, wanted = self.direction(batch), batch.targets[self.target].values
+        (found, vector), wanted = self.read(batch), batch.targets[self.target].values
         if len(wanted) != len(found):
             raise BadRecording(f"{len(found)} windows hold {len(wanted)} pictures; cut windows that begin with a "
                                "picture and end before the next (split.by=picture)")
+        missed = (vector - wanted + self.mean).square().sum(1).mean() / self.power
         found, wanted = across_processes(found), across_processes(wanted)
         same = wanted.unique(dim=0, return_inverse=True)[1]
         contrast = clip_loss(found, wanted - self.mean, self.temperature, same)
-        off = 1 - cosine_similarity(self.settle(normalize(found, dim=-1)), wanted - self.mean).mean()
-        told = {"loss": contrast + off, "contrast": contrast.detach(), "off": off.detach()}
+        told = {"loss": missed + self.contrast * contrast, "contrast": contrast.detach(), "missed": missed.detach()}
         if self.freed is None:
             return told
         masked = self.encoder.loss(batch)["loss"]
@@ -239,15 +259,22 @@ class NeuroBridgePictures(SpikeModel):
         span = spans[self.encoder.regions.numbers(batch)[batch.windows, batch.units]]
         return batch.drop((batch.times < span[:, 0]) | (batch.times >= span[:, 1]))
 
-    def _voted(self, seen: SpikeBatch) -> Tensor:
-        """The rows of all spikes, summed, less what the window's units usually say [B, outputs]."""
-        rows, votes = self.votes.unit_rows(seen), self.votes.weight.unflatten(1, (self.bins, -1))
-        spoke = rows[seen.spikes().units] * self.bins + seen.spike_bins(self.step)
-        usual = (self.usual.weight[:, :, None] * votes).sum(1)
-        return embedding_bag(spoke, votes.flatten(0, 1), seen.offsets[:-1], mode="sum") - \
-            embedding_bag(rows, usual, seen.unit_offsets[:-1], mode="sum")
+    def _standard(self, seen: SpikeBatch) -> tuple[Tensor, Tensor]:
+        """Rows of the windows' units [U], and their counts [U, bins], standardised; with noise in training."""
+        units = self.usual.unit_rows(seen)
+        usual, scale = self.usual.weight[units].chunk(2, dim=1)
+        where = seen.spikes().units * self.bins + seen.spike_bins(self.step)
+        counts = torch.bincount(where, minlength=usual.numel()).view_as(usual).to(usual.dtype)
+        counts = (counts - usual) * scale
+        return units, counts + self.noise * torch.randn_like(counts) * (scale > 0) if self.training else counts
 
-    def _read(self, seen: SpikeBatch) -> Tensor:
+    def _summed(self, table: Vocabulary, units: Tensor, counts: Tensor, seen: SpikeBatch) -> Tensor:
+        """Σ over a window's units and bins of count × row [B, D]."""
+        rows = units[:, None] * self.bins + torch.arange(self.bins, device=units.device)
+        return embedding_bag(rows.flatten(), table.weight.view(len(table.weight) * self.bins, -1),
+                             seen.unit_offsets[:-1] * self.bins, mode="sum", per_sample_weights=counts.flatten())
+
+    def _asked(self, seen: SpikeBatch) -> Tensor:
         """What the queries find in the encoder's latents [B, K × width]."""
         encoder, number = self.encoder, len(self.queries)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.freed is not None):
@@ -257,38 +284,3 @@ class NeuroBridgePictures(SpikeModel):
         queries = self.queries.expand(len(latents), -1, -1)
         turn = encoder.rotary(when).expand(len(latents), -1, -1)
         return (queries + self.ask(queries, turn, latents, encoder.rotary(at), near(encoder.pace, when, at))).flatten(1)
-
-
-def votes(counts: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Rows [F, D] such that Σ counts × rows points to the picture: noise covariance⁻¹ × tuning.
-
-    counts [n, F] of presentations; vectors [n, D] of what they showed, less their mean. Scaled so that sums have a
-    length of about 1.
-    """
-    shown, which = np.unique(vectors, axis=0, return_inverse=True)
-    spread = counts.std(0)
-    spread = np.where(spread > 0, spread, np.inf)                       # what never varies has no vote
-    standard = (counts - counts.mean(0)) / spread
-    number = np.bincount(which).astype(float)
-    means = np.zeros((len(shown), counts.shape[1]))
-    np.add.at(means, which, standard)
-    means /= number[:, None]
-    left, values, right = np.linalg.svd(shown, full_matrices=False)
-    errors = []
-    for penalty in PENALTIES * (values ** 2).mean():
-        gone = _left_out(left, values, means, penalty)
-        errors.append(((means - gone) ** 2 * number[:, None]).sum())
-    penalty = PENALTIES[int(np.argmin(errors))] * (values ** 2).mean()
-    tuning = right.T @ ((values / (values ** 2 + penalty))[:, None] * (left.T @ means))              # [D, F]
-    noise = ledoit_wolf(standard - _left_out(left, values, means, penalty)[which])[0]
-    rows = np.linalg.solve(noise, tuning.T) / spread[:, None]
-    length = np.linalg.norm((counts - counts.mean(0)) @ rows, axis=1).mean()
-    return rows / max(length, 1e-12)
-
-
-def _left_out(left: np.ndarray, values: np.ndarray, means: np.ndarray, penalty: float) -> np.ndarray:
-    """What a ridge fitted to all other pictures says of each [P, F], in closed form."""
-    shrink = values ** 2 / (values ** 2 + penalty)
-    said = left @ (shrink[:, None] * (left.T @ means))
-    own = (left ** 2 @ shrink)[:, None].clip(max=1 - 1e-6)
-    return means - (means - said) / (1 - own)
