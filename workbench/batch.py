@@ -153,6 +153,18 @@ class SpikeBatch:
         units = (kept[:-1][tokens.units] - unit_offsets[tokens.windows])[keep[tokens.units]]
         return replace(batch, units=units, window_units=self.window_units[keep], unit_offsets=unit_offsets)
 
+    def take(self, which: Tensor) -> SpikeBatch:
+        """The windows `which` [n], in that order, as a batch of their own."""
+        spikes, offsets = _taken(self.offsets, which)
+        units, unit_offsets = _taken(self.unit_offsets, which)
+        targets = {}
+        for name, target in self.targets.items():
+            rows, rest = _taken(target.offsets, which)
+            targets[name] = Target(target.times[rows], target.values[rows], rest)
+        return replace(self, times=self.times[spikes], units=self.units[spikes], offsets=offsets, targets=targets,
+                       session=self.session[which], starts=self.starts[which], window_units=self.window_units[units],
+                       unit_offsets=unit_offsets)
+
     def add(self, windows: Tensor, units: Tensor, times: Tensor) -> SpikeBatch:
         """The batch with more spikes: the window of each, its unit's column, and seconds from the window's start."""
         windows, times = torch.cat([self.windows, windows]), torch.cat([self.times, times.to(self.times)])
@@ -177,6 +189,14 @@ class SpikeBatch:
         move = lambda value: value.to(device, non_blocking=True)
         tensors = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors, targets={k: Target(*map(move, v)) for k, v in self.targets.items()})
+
+
+def _taken(offsets: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that the windows `which` own, one window after the other, and their offsets."""
+    sizes = offsets.diff()[which]
+    new = torch.cat([offsets.new_zeros(1), sizes.cumsum(0)])
+    rows = torch.arange(int(new[-1]), device=offsets.device)
+    return rows + torch.repeat_interleave(offsets[:-1][which] - new[:-1], sizes), new
 
 
 class Reader:

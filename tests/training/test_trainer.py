@@ -146,7 +146,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
 
 
 def test_all_random_generators_come_back(tmp_path):
-    checkpoint.save(tmp_path, {"step": 1})
+    checkpoint.save(tmp_path, {"step": 1, "random": [checkpoint.random_state()]})
     drawn = torch.rand(3), np.random.rand(3), random.random()
     checkpoint.restore_random(checkpoint.newest(tmp_path)["random"])
     again = torch.rand(3), np.random.rand(3), random.random()

@@ -23,7 +23,7 @@ KEPT = 2
 def save(folder: Path, state: dict[str, Any]) -> Path:
     """Write the state of training in one step, then drop all but the last two."""
     path = Path(folder) / f"step-{state['step']:09d}.pt"
-    storage.write(path, lambda file: torch.save({**state, "random": _random_state()}, file))
+    storage.write(path, lambda file: torch.save(state, file))
     for old in listed(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
@@ -46,15 +46,23 @@ def newest(folder: Path, log=lambda message: None) -> dict[str, Any] | None:
     return None
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Of every random generator of this process."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(),
             "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss]}
 
 
-def restore_random(state: dict[str, Any]) -> None:
-    """Set every random generator back; call it last, after whatever else may draw numbers."""
+def restore_random(states: list[dict[str, Any]] | dict[str, Any], rank: int = 0) -> None:
+    """Set every random generator of this rank back; call it last, after whatever else may draw numbers.
+
+    A rank that was not there when the checkpoint was written keeps its own.
+    """
+    states = [states] if isinstance(states, dict) else states           # of before there were ranks
+    if rank >= len(states):
+        return
+    state = states[rank]
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, numbers, gauss = state["python"]

@@ -27,27 +27,56 @@ if TYPE_CHECKING:
     from workbench.training.run import Run
 
 
+RESTARTS = 3                                                            # of several processes, where one dies
+
+
 class CannotStart(WorkbenchError, RuntimeError):
     """A run that cannot start there."""
 
 
-def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | None = None) -> Run:
+def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | None = None, *, workers: int | None = None,
+           gpus: int | None = None) -> Run:
     """Start a recipe (or the shipped one of that name, or a YAML file) and return its Run.
 
     on    "local": a process of its own on this machine, which survives this one; returns at once. "here": this
           process, which waits for the end; interrupting it saves a checkpoint
     run   the folder; None: a new one under runs/. A folder that holds the same recipe is resumed
+    workers   processes that train together, each a share of every batch, on a GPU of its own where there are GPUs
+    gpus      the same, and a sentence where there are not so many GPUs
 
-    Raises CannotStart for another place, a folder with another recipe, or one where a run is alive.
+    Raises CannotStart for another place, a folder with another recipe, one where a run is alive, or a batch that
+    cannot be shared.
     """
     from workbench.training.run import Run
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).anchored()
     _starter(on)
+    workers = _processes(recipe, on, workers, gpus)
     folder = Path(run).expanduser() if run is not None else new_folder(recipe.name)
     admit(recipe, folder)
     if not (folder / "recipe.yaml").is_file():
         recipe.save(folder / "recipe.yaml")
-    return Run(folder).resume(on)
+    return Run(folder).resume(on, workers)
+
+
+def _processes(recipe: Recipe, on: str, workers: int | None, gpus: int | None) -> int | None:
+    """How many processes are asked for, if that can be."""
+    if gpus is not None:
+        import torch
+        there = torch.cuda.device_count()
+        if not 1 <= gpus <= there:
+            raise CannotStart(f"gpus={gpus}, and this machine has {there}; say workers={max(gpus, 1)} for processes on "
+                              "its CPU, or gpus= at most so many")
+        if workers not in (None, gpus):
+            raise CannotStart(f"workers={workers} and gpus={gpus}: a GPU has one process; say one of both")
+        workers = gpus
+    if workers is None:
+        return None
+    if workers < 1 or recipe.batch.size % workers:
+        raise CannotStart(f"{workers} processes cannot share batches of {recipe.batch.size} windows evenly; choose "
+                          "workers= that divides batch.size, or another batch.size")
+    if workers > 1 and on == "here":
+        raise CannotStart(f"on='here' is one process and workers={workers} were asked for; say on='local'")
+    return workers
 
 
 def admit(recipe: Recipe, folder: Path) -> None:
@@ -73,13 +102,14 @@ def _untouched(run: Run) -> bool:
     return run.status["state"] == "failed" and not (learnt or any(run.path.glob("checkpoints/*.pt")))
 
 
-def start(run: Run, on: str) -> Run:
-    """Start the run in `run.path`, from its newest checkpoint if it has one."""
+def start(run: Run, on: str, workers: int | None = None) -> Run:
+    """Start the run in `run.path`, from its newest checkpoint if it has one; workers=None: as many as the last time."""
     begin = _starter(on)
+    workers = run._workers() if workers is None and on != "here" else workers or 1
     if run.alive:
         raise CannotStart(f"{run.path} is {run.state} already; run.watch() shows it, run.stop() ends it")
     (run.path / "STOP").unlink(missing_ok=True)
-    begin(run)
+    begin(run, workers)
     return run
 
 
@@ -95,7 +125,7 @@ def new_folder(name: str, under: str | Path = "runs") -> Path:
             number += 1
 
 
-def _here(run: Run) -> None:
+def _here(run: Run, workers: int) -> None:
     """In this process, under a progress bar."""
     storage.write_json(run.path / "process.json", {"pid": os.getpid(), "host": socket.gethostname()})
     notebook = "ipykernel" in sys.modules
@@ -116,7 +146,7 @@ with open(log, "ab") as out:
 """
 
 
-def _detached(run: Run) -> None:
+def _detached(run: Run, workers: int) -> None:
     """In a process of its own: a new session, and no descendant of this one."""
     status = run.status
     (run.path / "process.json").unlink(missing_ok=True)
@@ -125,12 +155,17 @@ def _detached(run: Run) -> None:
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+    command = ["-m", "workbench.training", str(run.path)]
+    if workers > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}",
+                   f"--max-restarts={RESTARTS}", *command]
     middle = subprocess.run([sys.executable, "-S", "-c", _MIDDLE, str(run.path / "log.txt"), str(flags), sys.executable,
-                             "-m", "workbench.training", str(run.path)], stdin=subprocess.DEVNULL, capture_output=True,
-                            text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+                             *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                            env={**os.environ, "PYTHONUNBUFFERED": "1"})
     if middle.returncode:
         raise CannotStart(f"{run.path} did not start: {middle.stderr.strip().splitlines()[-1]}")
-    storage.write_json(run.path / "process.json", {"pid": int(middle.stdout), "host": socket.gethostname()})
+    storage.write_json(run.path / "process.json", {"pid": int(middle.stdout), "host": socket.gethostname(),
+                                                   "workers": workers})
 
 
 # Kinds of place by name; a remote engine is one more entry.

@@ -20,6 +20,7 @@ from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.training import checkpoint, storage
+from workbench.training.ranks import ALONE, Ranks
 from workbench.training.recipe import Optim, Recipe
 
 Weights = dict[str, torch.Tensor]
@@ -74,8 +75,8 @@ def copy(model: nn.Module) -> Weights:
 
 def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder: Path, *,
         evaluate: Callable[[nn.Module], float], higher: bool, report: Callable[..., None],
-        log: Callable[[str], None], stopping: Callable[[], bool]) -> dict[str, Any]:
-    """Train `model` in place and leave it with its best weights.
+        log: Callable[[str], None], stopping: Callable[[], bool], ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Train `model` in place and leave it with its best weights (on rank 0, where there are several processes).
 
     batches(k) → the SpikeBatch of step k; evaluate(model) → its score on the validation part, of which `higher` (or
     lower) is better; report(**fields) is called every step; stopping() says whether to save and raise Stopped.
@@ -94,24 +95,26 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         model.load_state_dict(state["model"])
         adam.load_state_dict(state["optimizer"])
         ema = {k: v.to(device) for k, v in state["ema"].items()} if optim.ema else None
-        checkpoint.restore_random(state["random"])
+        checkpoint.restore_random(state["random"], ranks.rank)
         log(f"resumed from the checkpoint of step {step}")
     began = time.perf_counter() - seconds
 
     def save() -> None:
-        checkpoint.save(places, {"step": step, "seconds": time.perf_counter() - began, "model": model.state_dict(),
-                                 "ema": ema, "best": best, "optimizer": adam.state_dict()})
+        random = ranks.gather(checkpoint.random_state())
+        if ranks.first:
+            checkpoint.save(places, {"step": step, "seconds": time.perf_counter() - began, "model": model.state_dict(),
+                                     "ema": ema, "best": best, "optimizer": adam.state_dict(), "random": random})
 
     model.train()
     while step < budget.steps:
-        if stopping():
+        if ranks.agree(stopping()):
             save()
             log(f"stopped at step {step}")
             raise Stopped
         start = time.perf_counter()
         batch = batches(step)
         spikes = len(batch.times)
-        batch = batch.to(device)
+        batch = ranks.share(batch).to(device)
         waited = time.perf_counter() - start
 
         lr = learning_rate(optim, step, budget.steps)
@@ -120,8 +123,9 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         losses = model.loss(batch)
         adam.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        ranks.average_gradients_(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip or math.inf)
-        row = {name: value.item() for name, value in losses.items()} | {"grad_norm": norm.item()}
+        row = ranks.average(losses) | {"grad_norm": norm.item()}
         if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
             raise Diverged(f"the loss became {row['loss']} (gradient norm {row['grad_norm']}) at step {step + 1} with "
                            f"learning rate {lr:.3g}; start a new run with a lower optim.lr or optim.clip")
@@ -132,19 +136,22 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         step += 1
         taken = time.perf_counter() - start
         row = {"step": step, **row, "lr": lr, "spikes_per_s": spikes / taken, "data_wait": waited / taken}
-        if step % budget.eval_every == 0 or step == budget.steps:
+        if ranks.first and (step % budget.eval_every == 0 or step == budget.steps):
             with using(model, ema) as averaged:
                 row["valid"] = evaluate(averaged)
                 if best is None or math.isnan(best["valid"]) or \
                         (row["valid"] > best["valid"] if higher else row["valid"] < best["valid"]):
                     best = {"step": step, "valid": row["valid"], "weights": copy(averaged)}
         # The row before the checkpoint: a kill between the two then costs a repeated row, never a missing one.
-        storage.append(folder / "metrics.jsonl", {**row, "seconds": time.perf_counter() - began})
+        if ranks.first:
+            storage.append(folder / "metrics.jsonl", {**row, "seconds": time.perf_counter() - began})
         if step % budget.checkpoint_every == 0 or step == budget.steps:
             save()
         report(step=step, steps=budget.steps, loss=row["loss"], spikes_per_s=row["spikes_per_s"],
                valid=best["valid"] if best else None)
 
+    if not ranks.first:
+        return {}
     model.load_state_dict(best["weights"])
     model.eval()
     return {"best_step": best["step"], "valid": best["valid"], "seconds": time.perf_counter() - began}

@@ -13,6 +13,7 @@ import html
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from workbench.apps.runs import RunMonitor
+    from workbench.training.ranks import Ranks
 
 __all__ = ["NoRun", "Run", "RunFailed", "launch", "runs"]
 
@@ -90,7 +92,9 @@ class Run:
     @property
     def alive(self) -> bool:
         """Whether a process trains here, or was started and is on its way."""
-        return self._locked() or (self.status["state"] == "queued" and self._started())
+        state = self.status["state"]
+        between = state == "running" and self._workers() > 1            # two attempts, when nobody holds the lock
+        return self._locked() or (state == "queued" and self._started()) or (between and self._process() is not None)
 
     @property
     def started(self) -> datetime | None:
@@ -186,20 +190,27 @@ class Run:
             storage.write(self.path / "STOP", b"")
         return self
 
-    def train(self, on_step: Callable[[dict], None] | None = None) -> str:
+    def train(self, on_step: Callable[[dict], None] | None = None, ranks: Ranks | None = None) -> str:
         """Train in this process, silently, until the end or a STOP; returns the state. See `resume`."""
+        from workbench.training.ranks import ALONE
         from workbench.training.trainer import train
-        return train(self.recipe, self.path, on_step=on_step)
+        return train(self.recipe, self.path, on_step=on_step, ranks=ranks or ALONE)
 
-    def resume(self, on: str = "local") -> Run:
-        """Go on from the newest checkpoint, as if the run had never stopped. A finished run stays as it is."""
-        return self if self.state == "finished" else start(self, on)
+    def resume(self, on: str = "local", workers: int | None = None) -> Run:
+        """Go on from the newest checkpoint, as if the run had never stopped. A finished run stays as it is.
+
+        workers: processes that train together; None: as many as the last time.
+        """
+        return self if self.state == "finished" else start(self, on, workers)
 
     def kill(self) -> Run:
         """End the run's process at once. Its newest checkpoint stays whole."""
         process = self._process()
         if process and self.alive:
-            process.kill()
+            others = process.children(recursive=True) if self._workers() > 1 else []
+            for each in (process, *others):                             # who would start the others again comes first
+                with suppress(psutil.Error):
+                    each.kill()
             until = time.monotonic() + 10
             while self.alive and time.monotonic() < until:
                 time.sleep(0.02)
@@ -233,6 +244,10 @@ class Run:
             return None if process.status() == psutil.STATUS_ZOMBIE else process
         except psutil.Error:
             return None
+
+    def _workers(self) -> int:
+        """How many processes the run was started with."""
+        return (storage.read_json(self.path / "process.json") or {}).get("workers", 1)
 
     def _started(self) -> bool:
         known = storage.read_json(self.path / "process.json")

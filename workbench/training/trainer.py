@@ -32,6 +32,7 @@ from workbench.errors import UnknownName, WorkbenchError
 from workbench.models.base import parameters
 from workbench.session import Session, inside
 from workbench.training import loop, objectives, storage
+from workbench.training.ranks import ALONE, RankLost, Ranks, leave
 from workbench.training.recipe import Recipe
 from workbench.windows import RandomWindows, locked, split
 
@@ -47,12 +48,12 @@ class FolderInUse(WorkbenchError, RuntimeError):
 class Reporter:
     """Writes log.txt and status.json, and passes every step on to a progress bar or to the run that waits for it."""
 
-    def __init__(self, folder: Path, on_step: Callable[[dict], None] | None):
+    def __init__(self, folder: Path, on_step: Callable[[dict], None] | None, pid: int | None = None):
         self.folder, self.on_step, self.beat = folder, on_step, 0.0
         old = storage.read_json(folder / "status.json") or {}
         self.status = {k: old[k] for k in ("started", "step", "steps", "valid", "valid_name") if old.get(k) is not None}
         self.status.setdefault("started", time.time())
-        self(state="running", pid=os.getpid(), host=socket.gethostname(), stage="opening the recordings")
+        self(state="running", pid=pid or os.getpid(), host=socket.gethostname(), stage="opening the recordings")
 
     def __call__(self, **fields: Any) -> None:
         """Take over new values; on disk at once when the state or stage changes, else once a second."""
@@ -69,19 +70,48 @@ class Reporter:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
 
+class _Silent:
+    """A reporter of a rank that writes nothing."""
+
+    def __call__(self, **fields: Any) -> None: ...
+
+    def log(self, message: str) -> None: ...
+
+
 def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None] | None = None,
-          stop_files: tuple[Path, ...] = ()) -> str:
+          stop_files: tuple[Path, ...] = (), ranks: Ranks = ALONE) -> str:
     """Train, or go on training, the recipe in `folder`; returns 'finished' or 'stopped'.
 
     It stops, with a checkpoint, as soon as a file STOP is in the folder (or one of `stop_files` is there).
-    `on_step` gets the content of status.json at every step. Raises FolderInUse, and whatever training raises.
+    `on_step` gets the content of status.json at every step. ranks: this process is one of several that do so together;
+    all but the first write nothing, and are done when the training itself is. Raises FolderInUse, and whatever training
+    raises.
     """
-    return keep(folder, partial(_run, recipe), on_step=on_step, stop_files=stop_files)
+    if not ranks.first:
+        return _follow(recipe, Path(folder), ranks)
+    return keep(folder, partial(_run, recipe, ranks=ranks), on_step=on_step, stop_files=stop_files,
+                pid=os.getppid() if ranks.size > 1 else None)           # who started them is who ends them
+
+
+def _follow(recipe: Recipe, folder: Path, ranks: Ranks) -> str:
+    """What the ranks beside the first do of a run."""
+    try:
+        if ranks.agree(None):
+            _learn(recipe, folder, _Silent(), lambda: False, ranks)
+        return "finished"
+    except loop.Stopped:
+        return "stopped"
+    finally:
+        leave()
 
 
 def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], dict], *,
-         on_step: Callable[[dict], None] | None = None, stop_files: tuple[Path, ...] = ()) -> str:
-    """Do a run's `work`(folder, report, stop_files) as the folder's one writer; what it returns is the result.json."""
+         on_step: Callable[[dict], None] | None = None, stop_files: tuple[Path, ...] = (),
+         pid: int | None = None) -> str:
+    """Do a run's `work`(folder, report, stop_files) as the folder's one writer; what it returns is the result.json.
+
+    pid: of the process that has to end for the run to end, where that is not this one.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stop_files = (*stop_files, folder / "STOP")
@@ -92,7 +122,7 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
         raise FolderInUse(f"another process is training in {folder}; wait for it, stop it, or choose another folder") \
             from None
     try:
-        report = Reporter(folder, on_step)
+        report = Reporter(folder, on_step, pid)
         try:
             result = work(folder, report, stop_files)
             storage.write_json(folder / "result.json", result)
@@ -102,6 +132,9 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
         except loop.Stopped:
             report(state="stopped", stage="stopped")
             return "stopped"
+        except RankLost as error:                                       # still running: who started them tries again
+            report.log(f"another process of this run died ({error}); what came after the newest checkpoint is lost")
+            raise
         except KeyboardInterrupt:
             report.log("interrupted; what came after the newest checkpoint is lost")
             report(state="stopped", stage="interrupted")
@@ -115,12 +148,13 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
         lock.release()
 
 
-def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path, ...]) -> dict[str, Any]:
+def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path, ...],
+         ranks: Ranks = ALONE) -> dict[str, Any]:
     if not (folder / "recipe.yaml").exists():
         recipe.save(folder / "recipe.yaml")
     own = storage.read_json(folder / "scores.json")
-    if own is None:
-        own = _learn(recipe, folder, report, lambda: any(f.exists() for f in stop_files))
+    if ranks.agree(own is None):
+        own = _learn(recipe, folder, report, lambda: any(f.exists() for f in stop_files), ranks)
         storage.write_json(folder / "scores.json", own)
     baselines = {}
     for name in recipe.baselines:
@@ -151,8 +185,9 @@ def relay(part: str, report: Reporter) -> Callable[[dict], None]:
     return tell
 
 
-def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[], bool]) -> dict[str, Any]:
-    """Fit one model and score it on held-out time: {scores, protocol}."""
+def _learn(recipe: Recipe, folder: Path, report: Reporter | _Silent, stopping: Callable[[], bool],
+           ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Fit one model and score it on held-out time: {scores, protocol}. Ranks beside the first: only fit it."""
     opened = time.perf_counter()
     sessions = open_recordings(recipe.data)
     twice = next((s.id for i, s in enumerate(sessions) if s.id in [other.id for other in sessions[:i]]), None)
@@ -166,8 +201,9 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         _check_session(session, target, part, kind.spikes)
     train_parts, valid_parts, test_parts = ([p[name] for p in parts] for name in ("train", "valid", "test"))
 
-    settled = storage.read_json(folder / "resolved.json") or {}
-    threads = recipe.threads or settled.get("threads")
+    settled = ranks.agree(storage.read_json(folder / "resolved.json") or {})
+    threads = recipe.threads or settled.get("threads") or (max((os.cpu_count() or 1) // ranks.size, 1)
+                                                           if ranks.size > 1 else None)
     device = recipe.device or settled.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device)
@@ -202,9 +238,14 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
             "versions": {"workbench": workbench.__version__, "torch": torch.__version__, "numpy": np.__version__,
                          "python": platform.python_version()},
         }
-        _settle(folder, resolved, settled, report)
+        if ranks.first:
+            _settle(folder, resolved, settled, report)
+        else:
+            torch.manual_seed(recipe.seed + 1_000_003 * ranks.rank)     # dropout of its own, on the same weights
 
         began = time.perf_counter()
+        if solved and not ranks.first:
+            return {}
         if solved:
             report(stage="solving")
             chosen = model.fit(sessions, train_parts, valid_parts)
@@ -214,7 +255,10 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
             model = model.to(device)
             found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
                              evaluate=lambda m: objectives.valid(m, sessions, valid_parts, target),
-                             higher=model.decodes)
+                             higher=model.decodes, ranks=ranks)
+            leave()                                                     # what follows is for the first alone
+            if not ranks.first:
+                return {}
         trained = time.perf_counter()
         report(stage="scoring held-out time")
         _save_model(model, folder / "model")
@@ -226,6 +270,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter, stopping: Callable[[]
         "recordings": resolved["recordings"], "simulated": any(s.simulated for s in sessions), "target": target,
         "split": resolved["split"],
         "windows": {"duration": model.window, "batch_size": None if solved else recipe.batch.size},
+        **({"processes": ranks.size} if ranks.size > 1 else {}),
         "scoring": scoring, "seed": recipe.seed, "steps": None if solved else recipe.budget.steps,
         "best_step": found.get("best_step"), "valid": found.get("valid"),
         "valid_name": None if solved else objectives.valid_name(model), "chosen": found.get("chosen"),
