@@ -64,8 +64,12 @@ def whole(tiny, tmp_path_factory):
     return folder
 
 
+SOME = sorted(random.Random().choices(range(1, 41), k=20))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
-@pytest.mark.parametrize("steps", [(3,), (random.Random().randint(6, 39), 40)])
+@pytest.mark.parametrize("steps", [(3,), (random.Random().randint(6, 39), 40),
+                                   pytest.param(SOME, marks=pytest.mark.slow, id="twenty")])
 def test_a_killed_run_resumes_to_the_weights_it_would_have_had(kill_at, tiny, whole, tmp_path, steps):
     for step in steps:
         kill_at(tiny, tmp_path, step)
@@ -94,6 +98,43 @@ def test_a_run_killed_in_a_baseline_resumes_there(kill_at, tiny, tmp_path):
     for scores in (result["scores"], *result["baselines"].values()):
         assert len(scores["hand_vel"]["r2_per_dim"]) == 2
         assert scores["hand_vel"]["r2"] <= 1
+
+
+@pytest.mark.parametrize(("left_out", "same_losses", "same_weights"), [
+    ("nothing", True, True),
+    ("the step", False, False),
+    ("the moments of Adam", False, False),
+    ("the average of the weights", True, False),                        # which losses alone would not show
+    ("the random numbers of torch", False, False),
+    ("the random numbers of numpy and python", True, True),             # nothing draws from them
+])
+def test_what_a_checkpoint_has_to_hold(tiny, whole, tmp_path, left_out, same_losses, same_weights):
+    """Stopped at step 23 and gone on with, one thing left out, against a run that was never stopped."""
+    def stop(status):
+        if status.get("step") == 23:
+            (tmp_path / "STOP").touch()
+
+    assert train(tiny, tmp_path, on_step=stop) == "stopped"
+    (tmp_path / "STOP").unlink()
+    state, path = checkpoint.newest(tmp_path / "checkpoints"), checkpoint.listed(tmp_path / "checkpoints")[-1]
+    rng = state["random"][0]
+    if left_out == "the step":
+        state["step"] = 22
+    elif left_out == "the moments of Adam":
+        state["optimizer"]["state"] = {}
+    elif left_out == "the average of the weights":
+        state["ema"] = {name: value.clone() for name, value in state["model"].items()}
+    elif left_out == "the random numbers of torch":
+        rng["torch"] = torch.Generator().manual_seed(5).get_state()
+    elif left_out == "the random numbers of numpy and python":
+        rng["numpy"][1] = rng["numpy"][1].roll(1)
+        rng["python"] = random.Random(5).getstate()
+    torch.save(state, path)
+    assert train(tiny, tmp_path) == "finished"
+    losses = [Run(each).metrics().set_index("step")["loss"].to_dict() for each in (tmp_path, whole)]
+    assert (losses[0] == losses[1]) == same_losses
+    ours, theirs = final(tmp_path), final(whole)
+    assert (equal(ours["model"], theirs["model"]) and equal(ours["ema"], theirs["ema"])) == same_weights
 
 
 def test_stop_saves_a_checkpoint_and_the_resumed_run_ends_with_the_same_weights(tiny, whole, tmp_path):
