@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
                      "data=NAME_OR_PATH target=SERIES optim.lr=3e-4 budget.steps=500")
     own.add_argument("--run", metavar="FOLDER", help="where the run lives (default: a new folder under runs/)")
     own.add_argument("--detach", action="store_true", help="train in a process of its own and return at once")
+    own.add_argument("--workers", type=int, metavar="N", help="processes that train together, each on a GPU of its own "
+                     "where there are GPUs (more than one: detached)")
 
     own = command("sweep", sweep, "train a recipe with every combination of some settings, as an experiment says", f"""\
         shipped experiments: {', '.join(available())}
@@ -105,7 +107,8 @@ def train(args: argparse.Namespace) -> int:
     folder = args.run or new_folder(recipe.name)
     here = Path(folder, "recipe.yaml").is_file() and Run(folder).state == "finished"
     try:
-        run = launch(recipe, on="local" if args.detach else "here", run=folder)
+        detached = args.detach or (args.workers or 1) > 1
+        run = launch(recipe, on="local" if detached else "here", run=folder, workers=args.workers)
     except WorkbenchError:
         raise
     except Exception as error:

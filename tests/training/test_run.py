@@ -12,7 +12,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from workbench.errors import WorkbenchError
+from workbench.errors import CannotWrite, WorkbenchError
 from workbench.training import storage
 from workbench.training.launching import CannotStart, new_folder
 from workbench.training.run import NoRun, Run, RunFailed, launch, runs
@@ -181,6 +181,12 @@ def test_places_that_do_not_exist_yet_are_refused_with_those_that_do(tiny, tmp_p
     with pytest.raises(CannotStart, match=r"'local'.*'here'"):
         launch(tiny, on=place, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite, match=r"cannot write .* \(Not a directory\); check that the folder"):
+        launch(tiny, run=tmp_path / "file" / "run")
 
 
 def test_what_is_not_there_is_told_in_a_sentence(tiny, tmp_path):

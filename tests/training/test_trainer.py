@@ -186,6 +186,36 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
     assert newest.name in said[0]
 
 
+def small_disk(recipe, folder):
+    """Train where, from step 12 on, no file can grow as large as a checkpoint."""
+    import resource
+
+    def look(status):
+        if status.get("step") == 12:
+            size = checkpoint.listed(folder / "checkpoints")[-1].stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    try:
+        train(recipe, folder, on_step=look)
+    except checkpoint.CannotSave:
+        os._exit(7)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of files are POSIX")
+def test_a_full_disk_is_told_in_a_sentence_and_the_last_whole_checkpoint_stays(tiny, whole, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=small_disk, args=(tiny, tmp_path))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 7
+    run = Run(tmp_path)
+    assert run.state == "failed" and "checkpoint of step 15 could not be written" in run.error
+    assert "run.resume() goes on from step 10" in run.error
+    assert sorted(path.stem for path in (tmp_path / "checkpoints").iterdir()) == ["step-000000005", "step-000000010"]
+    assert train(tiny, tmp_path) == "finished"
+    assert equal(final(tmp_path), final(whole))
+
+
 def test_all_random_generators_come_back(tmp_path):
     checkpoint.save(tmp_path, {"step": 1, "random": [checkpoint.random_state()]})
     drawn = torch.rand(3), np.random.rand(3), random.random()

@@ -15,15 +15,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from workbench.errors import WorkbenchError
 from workbench.training import storage
 
 KEPT = 2
 
 
+class CannotSave(WorkbenchError, OSError):
+    """The disk did not take a checkpoint."""
+
+
 def save(folder: Path, state: dict[str, Any]) -> Path:
-    """Write the state of training in one step, then drop all but the last two."""
+    """Write the state of training in one step, then drop all but the last two. CannotSave: those before stay whole."""
     path = Path(folder) / f"step-{state['step']:09d}.pt"
-    storage.write(path, lambda file: torch.save(state, file))
+    try:
+        storage.write(path, lambda file: torch.save(state, file))
+    except (OSError, RuntimeError) as error:                            # of torch's writer, where the disk is full
+        before = [int(old.stem.split("-")[1]) for old in listed(folder)]
+        why = getattr(error.__cause__, "strerror", None) or str(error).splitlines()[0]
+        at = f"step {before[-1]}" if before else "the start"
+        raise CannotSave(f"the checkpoint of step {state['step']} could not be written to {folder} ({why}); make room "
+                         f"there, and run.resume() goes on from {at}") from error
     for old in listed(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path

@@ -16,7 +16,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,9 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
             raise
         except Exception as error:
             known = isinstance(error, WorkbenchError)
-            report.log(str(error) if known else traceback.format_exc())
-            report(state="failed", error=str(error) if known else f"{type(error).__name__}: {error}")
+            with suppress(OSError):                                     # where the disk takes nothing
+                report.log(str(error) if known else traceback.format_exc())
+                report(state="failed", error=str(error) if known else f"{type(error).__name__}: {error}")
             raise
     finally:
         lock.release()
