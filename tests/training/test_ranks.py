@@ -10,6 +10,7 @@ from workbench.sources.simulated import reach_sim
 from workbench.training import checkpoint
 from workbench.training.launching import CannotStart
 from workbench.training.ranks import Ranks
+from workbench.training.recipe import BadRecipe
 from workbench.training.run import Run, launch
 from workbench.windows import RandomWindows, split
 
@@ -53,6 +54,20 @@ def test_two_processes_learn_what_one_does(tiny, tmp_path):
     assert rows(together) == pytest.approx(rows(alone), rel=1e-3)
     assert together.result()["scores"]["hand_vel"]["r2"] == pytest.approx(alone.result()["scores"]["hand_vel"]["r2"],
                                                                           abs=1e-3)
+
+
+def test_a_batch_in_pieces_has_the_gradient_of_the_whole(tiny, tmp_path):
+    plain = tiny.with_(model={"dropout": 0.0, "noise": 0.0}, budget={"steps": 10})
+    whole = launch(plain, run=tmp_path / "whole", on="here")
+    pieces = launch(plain.with_(batch={"pieces": 4}), run=tmp_path / "pieces", on="here")
+    a, b = (checkpoint.newest(run.path / "checkpoints") for run in (whole, pieces))
+    for name, value in a["model"].items():
+        torch.testing.assert_close(b["model"][name], value, rtol=1e-4, atol=1e-6)
+    assert rows(pieces) == pytest.approx(rows(whole), rel=1e-4)
+    with pytest.raises(BadRecipe, match="3 pieces of a batch of 4 windows"):
+        tiny.with_(batch={"pieces": 3})
+    with pytest.raises(CannotStart, match="in 2 pieces"):
+        launch(tiny.with_(batch={"pieces": 2}), run=tmp_path / "none", workers=4)
 
 
 def test_a_killed_process_is_started_again_and_nothing_is_lost(tiny, two, tmp_path):

@@ -71,9 +71,10 @@ def _processes(recipe: Recipe, on: str, workers: int | None, gpus: int | None) -
         workers = gpus
     if workers is None:
         return None
-    if workers < 1 or recipe.batch.size % workers:
-        raise CannotStart(f"{workers} processes cannot share batches of {recipe.batch.size} windows evenly; choose "
-                          "workers= that divides batch.size, or another batch.size")
+    if workers < 1 or recipe.batch.size % (workers * recipe.batch.pieces):
+        pieces = f" in {recipe.batch.pieces} pieces" * (recipe.batch.pieces > 1)
+        raise CannotStart(f"{workers} processes cannot share batches of {recipe.batch.size} windows evenly{pieces}; "
+                          "choose workers= that divides batch.size, or another batch.size")
     if workers > 1 and on == "here":
         raise CannotStart(f"on='here' is one process and workers={workers} were asked for; say on='local'")
     return workers

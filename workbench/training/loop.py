@@ -1,6 +1,7 @@
 """The optimisation: AdamW steps over random windows, the best weights on the validation part kept.
 
-    newest checkpoint → batch k → loss → gradient, clipped → AdamW → EMA → metrics row → evaluation → checkpoint
+    newest checkpoint → batch k → loss → gradient, of all pieces and ranks, clipped → AdamW → EMA → metrics row
+        → evaluation → checkpoint
 
 Batch k and the learning rate are pure functions of the step, and a checkpoint holds the rest, so a run that was killed
 at any instant ends with the very weights that it would have had. Bit for bit on a CPU at the same number of threads.
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
 from workbench.training import checkpoint, storage
 from workbench.training.ranks import ALONE, Ranks
@@ -120,9 +122,8 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         lr = learning_rate(optim, step, budget.steps)
         for group in adam.param_groups:
             group["lr"] = lr * group.get("share", 1.0)        # a checkpoint of before shares has none
-        losses = model.loss(batch)
         adam.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        losses = _gradient(model, batch, recipe.batch.pieces)
         ranks.average_gradients_(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip or math.inf)
         row = ranks.average(losses) | {"grad_norm": norm.item()}
@@ -155,6 +156,17 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     model.load_state_dict(best["weights"])
     model.eval()
     return {"best_step": best["step"], "valid": best["valid"], "seconds": time.perf_counter() - began}
+
+
+def _gradient(model: nn.Module, batch: SpikeBatch, pieces: int) -> dict[str, torch.Tensor]:
+    """The losses of a batch, whose gradient is left in the weights; in `pieces`, one after the other, their means."""
+    told: dict[str, torch.Tensor] = {}
+    for piece in range(pieces):
+        which = torch.arange(piece, len(batch), pieces, device=batch.device)
+        losses = model.loss(batch if pieces == 1 else batch.take(which))
+        (losses["loss"] / pieces).backward()
+        told = {name: told.get(name, 0.0) + value.detach() / pieces for name, value in losses.items()}
+    return told
 
 
 def fastest_threads(model: nn.Module, batches: Callable[[int], Any]) -> int:

@@ -51,7 +51,7 @@ class Ranks:
         if len(batch) % self.size:
             raise WorkbenchError(f"{self.size} processes cannot share batches of {len(batch)} windows evenly; choose a "
                                  "batch.size that the number of processes divides")
-        return batch.take(torch.arange(self.rank, len(batch), self.size))
+        return batch.take(torch.arange(self.rank, len(batch), self.size, device=batch.device))
 
     def average_gradients_(self, model: nn.Module) -> None:
         """The mean over ranks of every gradient, in one message; one that a rank lacks is zero there."""

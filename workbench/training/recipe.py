@@ -66,11 +66,19 @@ class Batch(_Part):
     """Windows with random starts."""
 
     size: Annotated[int, Field(ge=1)] = 8                               # windows a step
+    pieces: Annotated[int, Field(ge=1)] = 1                             # in which they are taken, where memory is short
     power: Annotated[float, Field(ge=0, le=1)] = 1.0                    # N seconds of a dataset weigh N^power; √N: 0.5
     opens: dict[str, Annotated[int, Field(ge=0)]] = {}                  # dataset → step from which on it is drawn
     drop_spikes: Annotated[float, Field(ge=0, lt=1)] = 0.0              # at most this share of a window's spikes
     drop_units: Annotated[float, Field(ge=0, lt=1)] = 0.0               # at most this share of a window's units
     jitter: Annotated[float, Field(ge=0)] = 0.0                         # seconds by which a spike is moved at most
+
+    @model_validator(mode="after")
+    def _whole_pieces(self) -> Batch:
+        if self.size % self.pieces:
+            raise ValueError(f"{self.pieces} pieces of a batch of {self.size} windows are not alike; choose a size "
+                             "that pieces divides")
+        return self
 
 
 class Optim(_Part):

@@ -225,7 +225,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | _Silent, stopping: C
             windows = RandomWindows(sessions, train_parts, duration=model.window, seed=recipe.seed,
                                     targets=tuple(given.values()), also=model.reads,
                                     align=target if model.bin_size else None,
-                                    batch_size=recipe.batch.size, **recipe.batch.model_dump(exclude={"size"}))
+                                    batch_size=recipe.batch.size, **recipe.batch.model_dump(exclude={"size", "pieces"}))
         if threads is None:
             choose = not solved and device == "cpu"
             threads = loop.fastest_threads(model, windows.batch) if choose else torch.get_num_threads()
