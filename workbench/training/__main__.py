@@ -5,6 +5,7 @@ Under `torch.distributed.run` it is one of several, which train together.
 
 import os
 import sys
+import traceback
 
 from workbench.training.launching import interrupt_stops
 from workbench.training.run import Run
@@ -20,5 +21,7 @@ if __name__ == "__main__":
             run.train(**({"ranks": join()} if started_together() else {}))
         except FolderInUse as error:
             sys.exit(str(error))
-        except Exception:                                               # told in status.json and log.txt
+        except Exception:                                               # the first tells it in status.json and log.txt
+            if os.environ.get("RANK", "0") != "0":
+                traceback.print_exc()
             sys.exit(1)
