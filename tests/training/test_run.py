@@ -113,8 +113,10 @@ def test_the_monitor_follows_a_run_and_asks_it_to_stop(tiny, tmp_path):
         storage.write_json(run.path / "status.json", {"state": "running", "step": 2, "stage": "training"})
         view.refresh()
         assert view._stop.visible and "running" in view._head.object
+        assert view._save.visible
+        view._act("checkpoint")
         view._act("stop")
-    assert (run.path / "STOP").exists()
+    assert (run.path / "STOP").exists() and (run.path / "SAVE").exists()
     if view._ticking:
         view._ticking.stop()
 

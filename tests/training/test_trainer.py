@@ -170,6 +170,19 @@ def test_the_final_weights_are_the_best_on_the_validation_part(whole):
         assert torch.equal(value, state["best"]["weights"][name]), name
 
 
+def test_a_checkpoint_is_written_when_it_is_asked_for_and_changes_nothing(tiny, whole, tmp_path):
+    there = {}
+
+    def ask(status):
+        if status.get("step") == 12:
+            (tmp_path / "SAVE").touch()
+        there[status.get("step")] = [path.stem for path in checkpoint.listed(tmp_path / "checkpoints")]
+
+    assert train(tiny, tmp_path, on_step=ask) == "finished"
+    assert "step-000000013" in there[13] and not (tmp_path / "SAVE").exists()
+    assert equal(final(tmp_path), final(whole))
+
+
 def test_only_two_checkpoints_are_kept_and_they_hold_plain_data_only(whole):
     paths = checkpoint.listed(whole / "checkpoints")
     assert [torch.load(p, weights_only=True)["step"] for p in paths] == [35, 40]

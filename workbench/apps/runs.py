@@ -34,7 +34,8 @@ STATES = {"finished": "#009e73", "running": "#0072b2", "queued": "#0072b2", "sto
 
 
 class RunMonitor(Dashboard):
-    """Loss, validation score (R² with the baselines' held-out R² dashed, or loss), progress, throughput, Stop, Resume.
+    """Loss, validation score (R² with the baselines' held-out R² dashed, or loss), progress, throughput, Stop,
+    Checkpoint now, Resume.
 
     run: the run's folder; None: the newest run in `folder`. interval: milliseconds between two looks.
     """
@@ -55,8 +56,10 @@ class RunMonitor(Dashboard):
         self._head = Text(sizing_mode="stretch_width")
         self._progress = pn.indicators.Progress(max=100, value=0, sizing_mode="stretch_width", margin=(0, 10))
         self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
+        self._save = pn.widgets.Button(label="Checkpoint now", width=130)
         self._resume = pn.widgets.Button(label="Resume", color="primary", width=90)
         self._stop.on_click(lambda _: self._act("stop"))
+        self._save.on_click(lambda _: self._act("checkpoint"))
         self._resume.on_click(lambda _: self._act("resume"))
         self._ticking, self._on_show, self._lock = None, False, threading.RLock()
         self._plots()
@@ -88,7 +91,7 @@ class RunMonitor(Dashboard):
             self._rows, self._offset, self._dashed = [], 0, {}
             self._score.center = [r for r in self._score.center if not isinstance(r, Span)]
             self._curve.data, self._valid.data = {"step": [], "loss": [], "smooth": []}, {"step": [], "valid": []}
-            for part in (self._curves, self._progress, self._stop, self._resume):
+            for part in (self._curves, self._progress, self._stop, self._save, self._resume):
                 part.visible = False
             self._head.object, self._progress.value = "", 0
             self.refresh()
@@ -188,6 +191,7 @@ class RunMonitor(Dashboard):
         self._progress.value = round(100 * min(share, 1))
         self._progress.param.update(active=state == "running", visible=alive or share > 0)
         self._stop.visible, self._resume.visible = alive, not alive and state != "finished"
+        self._save.visible = alive and not isinstance(run, Group)
 
     def _act(self, verb: str) -> None:
         getattr(Run(self.run), verb)()
@@ -242,7 +246,7 @@ class RunMonitor(Dashboard):
 
     def __panel__(self) -> pn.viewable.Viewable:
         chooser = [pn.widgets.Select.from_param(self.param.run, label="Run", sizing_mode="stretch_width")]
-        self._view = pn.Column(*chooser * self._choose, self._head, pn.Row(self._progress, self._stop, self._resume),
+        self._view = pn.Column(*chooser * self._choose, self._head, pn.Row(self._progress, self._stop, self._save, self._resume),
                                self._curves, sizing_mode="stretch_width")
         self._on_show = True
         self._tick()

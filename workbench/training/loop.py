@@ -81,7 +81,8 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     """Train `model` in place and leave it with its best weights (on rank 0, where there are several processes).
 
     batches(k) → the SpikeBatch of step k; evaluate(model) → its score on the validation part, of which `higher` (or
-    lower) is better; report(**fields) is called every step; stopping() says whether to save and raise Stopped.
+    lower) is better; report(**fields) is called every step; stopping() says whether to save and raise Stopped. A file
+    SAVE in the folder asks for a checkpoint after the next step.
     Returns {best_step, valid, seconds}; raises Diverged.
     """
     optim, budget = recipe.optim, recipe.budget
@@ -89,7 +90,7 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     adam = optimizer(model, optim)
     ema: Weights | None = copy(model) if optim.ema else None
     best: dict[str, Any] | None = None
-    step, seconds, places = 0, 0.0, folder / "checkpoints"
+    step, seconds, places, asked = 0, 0.0, folder / "checkpoints", folder / "SAVE"
 
     state = checkpoint.newest(places, log)
     if state:
@@ -109,7 +110,8 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
 
     model.train()
     while step < budget.steps:
-        if ranks.agree(stopping()):
+        stop, wanted = ranks.agree((stopping(), asked.exists()))
+        if stop:
             save()
             log(f"stopped at step {step}")
             raise Stopped
@@ -146,8 +148,10 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         # The row before the checkpoint: a kill between the two then costs a repeated row, never a missing one.
         if ranks.first:
             storage.append(folder / "metrics.jsonl", {**row, "seconds": time.perf_counter() - began})
-        if step % budget.checkpoint_every == 0 or step == budget.steps:
+        if wanted or step % budget.checkpoint_every == 0 or step == budget.steps:
             save()
+            if ranks.first:
+                asked.unlink(missing_ok=True)
         report(step=step, steps=budget.steps, loss=row["loss"], spikes_per_s=row["spikes_per_s"],
                valid=best["valid"] if best else None)
 

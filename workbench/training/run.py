@@ -190,6 +190,12 @@ class Run:
             storage.write(self.path / "STOP", b"")
         return self
 
+    def checkpoint(self) -> Run:
+        """Ask the run for a checkpoint after its next step, and to go on."""
+        if self.state in ("queued", "running"):
+            storage.write(self.path / "SAVE", b"")
+        return self
+
     def train(self, on_step: Callable[[dict], None] | None = None, ranks: Ranks | None = None) -> str:
         """Train in this process, silently, until the end or a STOP; returns the state. See `resume`."""
         from workbench.training.ranks import ALONE
