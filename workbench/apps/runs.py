@@ -246,8 +246,8 @@ class RunMonitor(Dashboard):
 
     def __panel__(self) -> pn.viewable.Viewable:
         chooser = [pn.widgets.Select.from_param(self.param.run, label="Run", sizing_mode="stretch_width")]
-        self._view = pn.Column(*chooser * self._choose, self._head, pn.Row(self._progress, self._stop, self._save, self._resume),
-                               self._curves, sizing_mode="stretch_width")
+        buttons = pn.Row(self._progress, self._stop, self._save, self._resume)
+        self._view = pn.Column(*chooser * self._choose, self._head, buttons, self._curves, sizing_mode="stretch_width")
         self._on_show = True
         self._tick()
         return self._view
