@@ -68,7 +68,8 @@ def reconstruct(model, sessions: Sequence[Session], parts: Mapping[str, Sequence
             progress(f"{len(numbers)} pictures generated with seed {s}")
         return np.concatenate(made).reshape(len(which), len(numbers), side, side, 3).swapaxes(0, 1)
 
-    found = identify.read_out(model, sessions, test, vectors=True)
+    power = ((train.vectors - mean) ** 2).sum(1).mean()
+    found = mean + _restored(identify.read_out(model, sessions, test, vectors=True) - mean, power)
     progress("spikes read")
     pixels = {part: _pixels(sessions, shown, side) for part, shown in (("train", train), ("valid", valid),
                                                                       ("test", test))}
@@ -89,8 +90,9 @@ def reconstruct(model, sessions: Sequence[Session], parts: Mapping[str, Sequence
     put(own, "method", drawn(found, seeds))
     put(f"{own}, from ridge's picture", "method", drawn(found, seeds, low_level=ridge, strength=strength))
     for other, one in (others or {}).items():
-        put(other, "baseline", drawn(identify.read_out(one, sessions, test, vectors=True), seeds))
-    put("ridge to vector", "baseline", drawn(mean + vectors, seeds))
+        told = identify.read_out(one, sessions, test, vectors=True) - mean
+        put(other, "baseline", drawn(mean + _restored(told, power), seeds))
+    put("ridge to vector", "baseline", drawn(mean + _restored(vectors, power), seeds))
     put("ridge to pixels", "baseline", _uint8(ridge)[:, None])
     if convolutional:
         counts = [identify.counts_of(sessions, shown, model.step) for shown in (train, valid, test)]
@@ -115,6 +117,7 @@ def reconstruct(model, sessions: Sequence[Session], parts: Mapping[str, Sequence
         "simulated": any(s.simulated for s in sessions), "split": "by picture", "averaged": 1,
         "selection": f"one presentation of each test picture, drawn by seed {seed}", "conditioned_by": conditioned,
         "embedder": name, "generator": type(decoder).__name__, "seeds": list(map(int, seeds)), "strength": strength,
+        "scale": "vectors stretched to the mean square of the training pictures'",
         "recordings": [s.id for s in sessions], "windows": {k: list(v) for k, v in model.windows.items()},
         "training_pictures": len(train.vectors), "training_presentations": len(train.start),
         **options, **({"data": dict(data)} if data else {})})
@@ -150,6 +153,13 @@ def _one_each(shown: Presented, most: int, seed: int) -> Presented:
     pictures, which = np.unique(shown.which[rows], return_inverse=True)
     return Presented(shown.session[rows], shown.start[rows], which, shown.vectors[pictures], shown.number[rows],
                      shown.duration)
+
+
+def _restored(vectors: np.ndarray, power: float) -> np.ndarray:
+    """Vectors [n, D], less the mean of pictures', stretched to a mean square of `power`: what is read from noise is a
+    mean of what could have been, shorter than any picture's vector, and generators have not met such.
+    """
+    return vectors * np.sqrt(power / max((vectors ** 2).sum(1).mean(), 1e-12))
 
 
 def _first(shown: Presented) -> np.ndarray:

@@ -183,7 +183,7 @@ def _steps(weights: list[nn.Parameter], steps: int, *, lr: float, decay: float):
         plan.step()
 
 
-def make(folder: Path, *, pictures: int = 26_000, encoder_steps: int = 3000, diffusion_steps: int = 3300,
+def make(folder: Path, *, pictures: int = 26_000, encoder_steps: int = 3500, diffusion_steps: int = 8000,
          seed: int = 0, say: Callable[[str], None] = print) -> None:
     """Draw the pictures, train both models, write encoder/, diffusion/ and model_card.md into `folder`.
 
@@ -226,6 +226,6 @@ def embedded(encoder, images: np.ndarray) -> Tensor:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the shipped image models anew.")
     parser.add_argument("folder", type=Path)
-    for name, default in (("pictures", 26_000), ("encoder-steps", 3000), ("diffusion-steps", 3300), ("seed", 0)):
+    for name, default in (("pictures", 26_000), ("encoder-steps", 3500), ("diffusion-steps", 8000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     make(**vars(parser.parse_args()), say=lambda text: print(text, flush=True))
