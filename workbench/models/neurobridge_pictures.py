@@ -6,7 +6,7 @@ readout before more of the network (Scotti et al. 2024, arXiv 2403.11207).
     counts of units in steps from onset on, standardised ─┬→ votes: each speaks for what drives its unit → [B, outputs]
                                                           └→ each unit's row, summed ────────────────┐
     spikes → NeuroBridge.encode → latents [B, M, width] → K learned queries, spread over the window ─┴→ 3-layer MLP
-        → the picture's vector, by its squared error, as generators want it [B, outputs]
+        → the picture's vector, by its squared error along principal axes, as generators want it [B, outputs]
     votes + vector, as much of it as it explains → which picture it was: contrast with the vectors of the pictures, by
         cosine, with a learned temperature, over all processes
 
@@ -89,6 +89,7 @@ class NeuroBridgePictures(SpikeModel):
         self.log_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
         self.register_buffer("mean", torch.zeros(outputs))              # of the pictures' vectors
         self.register_buffer("power", torch.ones(()))                   # their mean square, less the mean
+        self.register_buffer("axes", torch.eye(outputs))                # their principal axes, as long as their spread
         self.settle = None if readout else nn.Linear(outputs, outputs)
         self.rows = Vocabulary("unit", units, self.bins * hidden) if votes and readout else None
         self.queries = self.ask = self.heard = self.project = None
@@ -136,6 +137,9 @@ class NeuroBridgePictures(SpikeModel):
         found = torch.from_numpy(np.concatenate([s.get_series(target).values for s in sessions])).float()
         model.mean.copy_(found.mean(0))
         model.power.copy_((found - model.mean).square().sum(1).mean())
+        pictures = found.unique(dim=0) - model.mean
+        spread, axes = torch.linalg.svd(pictures, full_matrices=False)[1:]
+        model.axes.zero_()[:len(axes)] = spread[:, None] / len(pictures) ** 0.5 * axes
         model.meet(sessions, unit_names(sessions))
         if model.settle is not None:
             model.settle_(sessions)
@@ -222,21 +226,21 @@ class NeuroBridgePictures(SpikeModel):
         heard = self.heard(self._asked(seen))
         if self.rows is not None:
             heard = heard + self._summed(self.rows, units, counts, seen)
-        vector = self.project(heard)
+        vector = self.project(heard) @ self.axes
         if voted is None:
             return normalize(vector, dim=-1), vector
         explained = vector.norm(dim=-1, keepdim=True) / self.power      # of a vector of usual length: its share
         return normalize(voted + explained * vector, dim=-1), vector
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
-        """Share of the vectors' variance that is missed, and contrast of spikes and pictures both ways, nats; in stage
-        2 alpha × the masked loss beside them. Presentations of one picture in a batch are not held against each other.
+        """Share of the vectors' spread that is missed, and contrast of spikes and pictures both ways, nats; in stage 2
+        alpha × the masked loss beside them. Presentations of one picture in a batch are not held against each other.
         """
         (found, vector), wanted = self.read(batch), batch.targets[self.target].values
         if len(wanted) != len(found):
             raise BadRecording(f"{len(found)} windows hold {len(wanted)} pictures; cut windows that begin with a "
                                "picture and end before the next (split.by=picture)")
-        missed = (vector - wanted + self.mean).square().sum(1).mean() / self.power
+        missed = self.missed(vector, wanted - self.mean)
         found, wanted = across_processes(found), across_processes(wanted)
         same = wanted.unique(dim=0, return_inverse=True)[1]
         contrast = clip_loss(found, wanted - self.mean, self.temperature, same)
@@ -245,6 +249,14 @@ class NeuroBridgePictures(SpikeModel):
             return told
         masked = self.encoder.loss(batch)["loss"]
         return told | {"loss": told["loss"] + self.alpha * masked, "masked": masked.detach()}
+
+    def missed(self, vector: Tensor, wanted: Tensor) -> Tensor:
+        """Squared error [B, outputs] each, a principal axis by its spread and not by its variance: where a thing is
+        varies less than what it is, and matters as much to a picture. 1 for the mean.
+        """
+        spread = self.axes.norm(dim=1)
+        weight = torch.where(spread > 1e-3 * spread.max(), spread ** -3, 0.0)
+        return (((vector - wanted) @ self.axes.T).square() @ weight).mean() / spread.sum()
 
     @property
     def temperature(self) -> Tensor:
