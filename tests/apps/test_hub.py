@@ -81,7 +81,7 @@ def test_only_recordings_on_this_computer_are_offered(hub, page):
     page.goto(f"{hub}/apps?app=raster")
     page.locator("text=spikes in view").wait_for()
     offered = page.locator("select").first.locator("option").all_inner_texts()
-    assert page.locator("text=Recordings on this computer").count()
+    page.locator("text=Recordings on this computer").first.wait_for()
     assert any(name.startswith("reach-sim") for name in offered)
     assert not any(name.startswith("mc_maze") for name in offered)
 

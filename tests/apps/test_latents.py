@@ -260,7 +260,7 @@ def test_a_lasso_chooses_points_and_the_others_stay_grey(address, page):
     assert 0 < len(view.selected) < len(view.cloud.times)
     page.mouse.move(5, 5)
     wait_for(lambda: colourful() < 0.7 * before)
-    assert page.locator(f"text={len(view.selected):,} of 1,200 points").count()
+    wait_for(lambda: page.locator(f"text={len(view.selected):,} of 1,200 points").count())
     wait_for(lambda: page.locator(".bk-Figure").count() == 4)
     raster = page.locator(".bk-Figure").last
     wait_for(lambda: (colours(raster.screenshot()).max(axis=2) < 120).mean() > 0.01)

@@ -286,6 +286,6 @@ def test_a_real_recording_of_many_regions(hub, page, real_data):
     page.locator("text=734 units").wait_for()
     page.locator("text=no model").wait_for()
     page.wait_for_timeout(2000)
-    assert page.locator("text=VISp").count()                            # in the table of shares by region
+    page.locator("text=VISp").first.wait_for()                         # in the table of shares by region
     shot = colours(page.locator(".bk-Figure").first.screenshot())
     assert (shot.std(axis=2) > 10).mean() > 0.008                       # the region that is drawn may be a small one

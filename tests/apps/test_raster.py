@@ -208,7 +208,7 @@ def test_pixels_are_drawn_and_a_zoom_changes_them(address, page):
     page.wait_for_timeout(1500)
     assert not said, said
     assert (np.abs(colours(canvas.screenshot()) - before).max(axis=2) > 40).mean() > 0.05
-    assert page.locator("text=60 of 60 units").count()
+    page.locator("text=60 of 60 units").first.wait_for()
 
 
 def test_a_zoom_out_never_leaves_the_recording(address, page):
