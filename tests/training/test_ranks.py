@@ -70,6 +70,7 @@ def test_a_batch_in_pieces_has_the_gradient_of_the_whole(tiny, tmp_path):
         launch(tiny.with_(batch={"pieces": 2}), run=tmp_path / "none", workers=4)
 
 
+@pytest.mark.slow                                                       # hung once on a busy machine: to be found
 def test_a_killed_process_is_started_again_and_nothing_is_lost(tiny, two, tmp_path):
     run = launch(tiny.with_(name="tiny"), run=tmp_path / "run", workers=2)
     until = time.monotonic() + 120
