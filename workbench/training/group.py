@@ -88,10 +88,10 @@ class Group(Run):
     def model(self) -> NoReturn:
         raise NoRun(f"{self.path} holds several runs, each with a model of its own: run.runs[label].model()")
 
-    def train(self, on_step: Callable[[dict], None] | None = None) -> str:
+    def train(self, on_step: Callable[[dict], None] | None = None, stop_files: tuple[Path, ...] = ()) -> str:
         """Train and measure what is left, in this process; returns the state. SomeFailed, once the others are done."""
         from workbench.training.trainer import keep
-        return keep(self.path, self._train, on_step=on_step)
+        return keep(self.path, self._train, on_step=on_step, stop_files=stop_files)
 
     def _train(self, folder: Path, report: Any, stop_files: tuple[Path, ...]) -> dict[str, Any]:
         from workbench.training.loop import Stopped as Stop

@@ -109,7 +109,8 @@ def start(run: Run, on: str, workers: int | None = None) -> Run:
     workers = run._workers() if workers is None and on != "here" else workers or 1
     if run.alive:
         raise CannotStart(f"{run.path} is {run.state} already; run.watch() shows it, run.stop() ends it")
-    (run.path / "STOP").unlink(missing_ok=True)
+    for old in run.path.glob("STOP*"):
+        old.unlink(missing_ok=True)
     begin(run, workers)
     return run
 
@@ -181,10 +182,11 @@ def _starter(on: str) -> Any:
 
 
 @contextmanager
-def interrupt_stops(run: Run) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) asks for a checkpoint, the second ends the process."""
+def interrupt_stops(run: Run, file: str = "STOP") -> Iterator[Path]:
+    """The first Ctrl-C (or SIGTERM) asks for a checkpoint, by this file in the run; the second ends the process."""
+    asked = run.path / file
     if threading.current_thread() is not threading.main_thread():       # only the main thread may set handlers
-        yield
+        yield asked
         return
 
     def restore() -> None:
@@ -194,11 +196,11 @@ def interrupt_stops(run: Run) -> Iterator[None]:
     def ask(signum: int, frame: Any) -> None:
         restore()
         print("\nstopping with a checkpoint at the next step (once more to end at once)", file=sys.stderr)
-        storage.write(run.path / "STOP", b"")
+        storage.write(asked, b"")
 
     before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield asked
     finally:
         restore()
 

@@ -100,9 +100,18 @@ def started_together() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
 
 
+def attempt() -> int:
+    """How often the processes were started again because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 def join() -> Ranks:
     """Meet the other processes; `leave` once nothing is to be shared any more."""
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # The store outlives an attempt, and a process that read in it where another one listened before would wait for
+    # that one for ever: every attempt has names of its own.
+    store, rank, size = next(distributed.rendezvous("env://"))
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=rank, world_size=size,
+                                   store=distributed.PrefixStore(f"attempt {attempt()}", store))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return Ranks(distributed.get_rank(), distributed.get_world_size())

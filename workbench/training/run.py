@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from workbench.apps.runs import RunMonitor
-    from workbench.training.ranks import Ranks
 
 __all__ = ["NoRun", "Run", "RunFailed", "launch", "runs"]
 
@@ -196,11 +195,13 @@ class Run:
             storage.write(self.path / "SAVE", b"")
         return self
 
-    def train(self, on_step: Callable[[dict], None] | None = None, ranks: Ranks | None = None) -> str:
-        """Train in this process, silently, until the end or a STOP; returns the state. See `resume`."""
-        from workbench.training.ranks import ALONE
+    def train(self, on_step: Callable[[dict], None] | None = None, **where: Any) -> str:
+        """Train in this process, silently, until the end or a STOP; returns the state. See `resume`.
+
+        `where`: as one of several processes, and what else stops it; see `workbench.training.trainer.train`.
+        """
         from workbench.training.trainer import train
-        return train(self.recipe, self.path, on_step=on_step, ranks=ranks or ALONE)
+        return train(self.recipe, self.path, on_step=on_step, **where)
 
     def resume(self, on: str = "local", workers: int | None = None) -> Run:
         """Go on from the newest checkpoint, as if the run had never stopped. A finished run stays as it is.
