@@ -18,7 +18,7 @@ from workbench.apps.runs import RunMonitor
 from workbench.models.neurobridge import MODES
 from workbench.sources.simulated import reach_sim
 from workbench.sources.vision_sim import vision_sim
-from workbench.training import storage, trainer
+from workbench.training import reporter, storage, trainer
 from workbench.training.group import Group, OtherRuns, Stopped
 from workbench.training.launching import CannotStart
 from workbench.training.recipe import BadRecipe
@@ -41,13 +41,13 @@ def done(quick, tmp_path_factory):
 
 
 def stop_at(monkeypatch, label, step, what):
-    beat = trainer.Reporter.__call__
+    beat = reporter.Reporter.__call__
 
     def tell(report, **fields):
         beat(report, **fields)
         if report.folder.name == label and fields.get("step") == step:
             what()
-    monkeypatch.setattr(trainer.Reporter, "__call__", tell)
+    monkeypatch.setattr(reporter.Reporter, "__call__", tell)
 
 
 def test_every_combination_is_a_run_of_its_own_and_a_row(done, quick):

@@ -95,7 +95,8 @@ class Group(Run):
 
     def _train(self, folder: Path, report: Any, stop_files: tuple[Path, ...]) -> dict[str, Any]:
         from workbench.training.loop import Stopped as Stop
-        from workbench.training.trainer import FolderInUse, relay, train
+        from workbench.training.reporter import relay
+        from workbench.training.trainer import FolderInUse, train
         plan, kind, failed = self.plan, self._kind(), []
         for label in self.left:
             report(done=len(plan["runs"]) - len(self.left), runs=len(plan["runs"]))

@@ -35,10 +35,11 @@ def _together() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is (`rank`) of how many (`size`)."""
+    """Which process this is (`rank`) of how many (`size`); `agent`: the process that started them and ends them."""
 
     rank: int = 0
     size: int = 1
+    agent: int | None = None
 
     @property
     def first(self) -> bool:
@@ -114,7 +115,7 @@ def join() -> Ranks:
                                    store=distributed.PrefixStore(f"attempt {attempt()}", store))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return Ranks(distributed.get_rank(), distributed.get_world_size())
+    return Ranks(rank, size, agent=os.getppid())
 
 
 def leave() -> None:

@@ -37,6 +37,7 @@ __all__ = ["NoRun", "Run", "RunFailed", "launch", "runs"]
 
 ENDED = ("finished", "stopped", "failed", "lost")
 SILENT = 60                                                             # seconds without a beat; where locks fail
+FRESH = 15                                                              # seconds since a beat; on a cluster
 
 
 class NoRun(WorkbenchError, FileNotFoundError):
@@ -92,7 +93,9 @@ class Run:
     def alive(self) -> bool:
         """Whether a process trains here, or was started and is on its way."""
         state = self.status["state"]
-        between = state == "running" and self._workers() > 1            # two attempts, when nobody holds the lock
+        if "job" in self.sent():
+            return self._alive_on_cluster(state)
+        between = state == "running" and self.sent().get("workers", 1) > 1   # two attempts: no lock
         return self._locked() or (state == "queued" and self._started()) or (between and self._process() is not None)
 
     @property
@@ -110,9 +113,13 @@ class Run:
             return f"{self.path} was killed without a word{at}; run.resume() goes on from its newest checkpoint"
         if state != "failed":
             return ""
+        if status["state"] == "queued" and "job" in self.sent():
+            return (f"the job of {self.path} ended on {self.sent()['on']} before the run began: "
+                    f"{self.log(12).strip() or self._told()[1]}")
         if status["state"] == "queued":
             return f"{self.path} did not start; the end of its log says: {self.log(12).strip() or 'nothing'}"
-        return status.get("error", "")
+        there = f"on {status['host']}: " if "job" in self.sent() and status.get("host") else ""
+        return there + status.get("error", "")
 
     def metrics(self) -> pd.DataFrame:
         """One row a step: loss, lr, grad_norm, spikes_per_s, data_wait (share of the time), and now and then valid.
@@ -123,11 +130,14 @@ class Run:
         return newest_rows(storage.rows(self.path / "metrics.jsonl")[0])
 
     def log(self, tail: int = 50) -> str:
-        """The last lines of log.txt."""
+        """The last lines of log.txt; of a job on a cluster that has written none, what it printed there."""
         try:
             text = (self.path / "log.txt").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            return ""
+            text, sent = "", self.sent()
+            if "job" in sent:
+                from workbench.training import on_ray
+                text = on_ray.log(sent["on"], sent["job"])
         return "\n".join(text.splitlines()[-tail:])
 
     def result(self) -> dict[str, Any]:
@@ -203,25 +213,33 @@ class Run:
         from workbench.training.trainer import train
         return train(self.recipe, self.path, on_step=on_step, **where)
 
-    def resume(self, on: str = "local", workers: int | None = None) -> Run:
+    def resume(self, on: str | None = None, workers: int | None = None, **cluster: Any) -> Run:
         """Go on from the newest checkpoint, as if the run had never stopped. A finished run stays as it is.
 
-        workers: processes that train together; None: as many as the last time.
+        on: where, see `launch`; workers: processes that train together; on a cluster also gpus, code. None: as the
+        last time.
         """
-        return self if self.state == "finished" else start(self, on, workers)
+        return self if self.state == "finished" else start(self, on, workers, **cluster)
 
     def kill(self) -> Run:
-        """End the run's process at once. Its newest checkpoint stays whole."""
-        process = self._process()
-        if process and self.alive:
-            others = process.children(recursive=True) if self._workers() > 1 else []
+        """End the run's process, or its job, at once. Its newest checkpoint stays whole."""
+        process, sent = self._process(), self.sent()
+        if "job" in sent and self.alive:
+            from workbench.training import on_ray
+            on_ray.end(sent["on"], sent["job"])
+            self._until_dead(FRESH + 10)
+        elif process and self.alive:
+            others = process.children(recursive=True) if self.sent().get("workers", 1) > 1 else []
             for each in (process, *others):                             # who would start the others again comes first
                 with suppress(psutil.Error):
                     each.kill()
-            until = time.monotonic() + 10
-            while self.alive and time.monotonic() < until:
-                time.sleep(0.02)
+            self._until_dead(10)
         return self
+
+    def _until_dead(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self.alive and time.monotonic() < until:
+            time.sleep(0.02)
 
     def watch(self) -> RunMonitor:
         """The live monitor: curves, progress, throughput, a Stop button. The same in a cell and served."""
@@ -252,12 +270,28 @@ class Run:
         except psutil.Error:
             return None
 
-    def _workers(self) -> int:
-        """How many processes the run was started with."""
-        return (storage.read_json(self.path / "process.json") or {}).get("workers", 1)
+    def sent(self) -> dict[str, Any]:
+        """How the run was started the last time: workers; on a cluster also on, gpus, job, versions."""
+        return storage.read_json(self.path / "process.json") or {}
+
+    def _told(self) -> tuple[str, str]:
+        """What the cluster says of the run's job."""
+        from workbench.training import on_ray
+        sent = self.sent()
+        try:
+            return on_ray.told(sent["on"], sent["job"])
+        except on_ray.NoCluster as error:                               # a cluster's jobs end with it
+            return "FAILED", str(error)
+
+    def _alive_on_cluster(self, state: str) -> bool:
+        """Whoever sees the folder trusts its heartbeat; between two beats too far apart the cluster is asked."""
+        if state not in ("queued", "running"):
+            return False
+        beats = state == "running" and time.time() - self.status.get("time", 0) < FRESH
+        return beats or self._told()[0] in ("PENDING", "RUNNING")
 
     def _started(self) -> bool:
-        known = storage.read_json(self.path / "process.json")
+        known = self.sent()
         young = time.time() - self.status.get("time", 0) < 5            # launch has not written process.json yet
         return self._process() is not None if known and known["host"] == socket.gethostname() else young
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,12 @@ def append(path: Path, row: dict[str, Any]) -> None:
         end = file.seek(0, os.SEEK_END)
         cut = end and (file.seek(end - 1), file.read(1))[1] != b"\n"
         file.write(b"\n" * bool(cut) + json.dumps(as_json(row)).encode() + b"\n")
+
+
+def log(path: Path, message: str) -> None:
+    """Add a line with the time to a log."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
 
 def rows(path: Path, offset: int = 0) -> tuple[list[dict], int]:

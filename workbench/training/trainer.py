@@ -3,7 +3,8 @@
     recipe → recordings, split in time → model → fit → model/ (weights) → scores on the test part → scores.json
            → every baseline, the same way in baselines/<name>/ → result.json
 
-A folder has one writer at a time, the holder of its `lock`. Files appear whole; `status.json` beats every second.
+A folder has one writer at a time, the holder of its `lock`. Files appear whole; `status.json` beats every second, and
+every five where a step, or what comes before and after the steps, takes longer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import platform
 import random
 import shutil
-import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -34,6 +34,7 @@ from workbench.session import Session, inside
 from workbench.training import loop, objectives, storage
 from workbench.training.ranks import ALONE, RankLost, Ranks, leave
 from workbench.training.recipe import Recipe
+from workbench.training.reporter import Reporter, Silent, relay
 from workbench.windows import RandomWindows, locked, split
 
 
@@ -43,39 +44,6 @@ class CannotTrain(WorkbenchError, ValueError):
 
 class FolderInUse(WorkbenchError, RuntimeError):
     """Another process writes to this run."""
-
-
-class Reporter:
-    """Writes log.txt and status.json, and passes every step on to a progress bar or to the run that waits for it."""
-
-    def __init__(self, folder: Path, on_step: Callable[[dict], None] | None, pid: int | None = None):
-        self.folder, self.on_step, self.beat = folder, on_step, 0.0
-        old = storage.read_json(folder / "status.json") or {}
-        self.status = {k: old[k] for k in ("started", "step", "steps", "valid", "valid_name") if old.get(k) is not None}
-        self.status.setdefault("started", time.time())
-        self(state="running", pid=pid or os.getpid(), host=socket.gethostname(), stage="opening the recordings")
-
-    def __call__(self, **fields: Any) -> None:
-        """Take over new values; on disk at once when the state or stage changes, else once a second."""
-        self.status |= fields
-        now = time.time()
-        if now - self.beat > 1 or "state" in fields or "stage" in fields:
-            self.beat = now
-            storage.write_json(self.folder / "status.json", {**self.status, "time": now}, durable="state" in fields)
-        if self.on_step:
-            self.on_step(self.status)
-
-    def log(self, message: str) -> None:
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
-
-
-class _Silent:
-    """A reporter of a rank that writes nothing."""
-
-    def __call__(self, **fields: Any) -> None: ...
-
-    def log(self, message: str) -> None: ...
 
 
 def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None] | None = None,
@@ -90,14 +58,14 @@ def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None]
     if not ranks.first:
         return _follow(recipe, Path(folder), ranks)
     return keep(folder, partial(_run, recipe, ranks=ranks), on_step=on_step, stop_files=stop_files,
-                pid=os.getppid() if ranks.size > 1 else None)           # who started them is who ends them
+                pid=ranks.agent)
 
 
 def _follow(recipe: Recipe, folder: Path, ranks: Ranks) -> str:
     """What the ranks beside the first do of a run."""
     try:
         if ranks.agree(None):
-            _learn(recipe, folder, _Silent(), lambda: False, ranks)
+            _learn(recipe, folder, Silent(), lambda: False, ranks)
         return "finished"
     except loop.Stopped:
         return "stopped"
@@ -124,7 +92,8 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
     try:
         report = Reporter(folder, on_step, pid)
         try:
-            result = work(folder, report, stop_files)
+            with report.beating():
+                result = work(folder, report, stop_files)
             storage.write_json(folder / "result.json", result)
             report.log("finished")
             report(state="finished", stage="finished")
@@ -176,17 +145,7 @@ def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path,
     return {"scores": own["scores"], "baselines": baselines, "protocol": own["protocol"]}
 
 
-def relay(part: str, report: Reporter) -> Callable[[dict], None]:
-    """The steps of one part of a run, told as the run's own: its heart beats while a baseline trains."""
-    def tell(status: dict) -> None:
-        stage = {"stage": f"{part}: {status['stage']}"}
-        report(part_step=status.get("part_step", status.get("step")),
-               part_steps=status.get("part_steps", status.get("steps")),
-               **(stage if stage["stage"] != report.status["stage"] else {}))
-    return tell
-
-
-def _learn(recipe: Recipe, folder: Path, report: Reporter | _Silent, stopping: Callable[[], bool],
+def _learn(recipe: Recipe, folder: Path, report: Reporter | Silent, stopping: Callable[[], bool],
            ranks: Ranks = ALONE) -> dict[str, Any]:
     """Fit one model and score it on held-out time: {scores, protocol}. Ranks beside the first: only fit it."""
     opened = time.perf_counter()

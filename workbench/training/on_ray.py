@@ -1,0 +1,185 @@
+"""Runs on a cluster: a job sent over HTTP to Ray, whose workers train as `torch.distributed.run` has them do here.
+
+    launch(recipe, on="http://head:8265", workers=2) ─HTTP─► Ray job: python -m workbench.training.on_ray FOLDER 2 0
+        ─► Ray Train's TorchTrainer ─► on every worker: Run(FOLDER).train(ranks=…)
+
+What is asked of the cluster: it sees the run's folder and the recordings under the same names, and has the packages of
+the workbench. A worker that dies is started again by Ray, from the newest checkpoint. Metrics come from the folder and
+never from Ray's logs, which repeat and lose lines. `ray://` is no place to train: it ends with the kernel.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.training import storage
+from workbench.training.launching import CannotStart
+
+RESTARTS = 3                                                            # of the workers, where one dies
+COMPARED = ("torch", "numpy")                                           # whose other versions give other last digits
+LEFT_BEHIND = ["/data", "/runs", "/.venv", "/.git", "/notebooks/runs", "**/*.nwb", "**/*.h5", "**/*.pt", "**/*.npz",
+               "**/__pycache__"]                                        # when code travels
+
+
+class NoCluster(CannotStart, ConnectionError):
+    """The cluster cannot be asked, or did not take the job."""
+
+
+def versions() -> dict[str, str]:
+    """What has to be alike here and there; the workbench itself must be."""
+    import workbench
+    return {"workbench": workbench.__version__, "python": ".".join(map(str, sys.version_info[:2])),
+            **{name: version(name).split("+")[0] for name in COMPARED}}
+
+
+def answers(address: str) -> None:
+    """Make sure that a cluster is there. NoCluster says what to do where none is, or where Ray is missing here."""
+    _client(address)
+
+
+def submit(folder: Path, address: str, workers: int, gpus: bool, code: str | Path | None = None) -> str:
+    """Send the run's job to the cluster whose dashboard is at `address`; returns the job's name there.
+
+    code: the folder that travels, whose modules are found first there; None: the checkout that this workbench is
+    imported from, and nothing where it was installed. Recordings, runs and what git ignores stay behind.
+    """
+    source = Path(code).expanduser().resolve() if code is not None else _checkout()
+    if source is not None and not source.is_dir():
+        raise NoCluster(f"code={str(code)!r} is no folder; give the folder whose modules the run needs")
+    travels = {"working_dir": str(source), "excludes": LEFT_BEHIND} if source is not None else {}
+    client = _client(address)
+    command = f"python -m workbench.training.on_ray {shlex.quote(str(folder))} {workers} {int(gpus)}"
+    try:
+        with _quiet():
+            return client.submit_job(entrypoint=command, runtime_env=travels, metadata={"run": str(folder)})
+    except (RuntimeError, ValueError, OSError) as error:
+        raise NoCluster(f"{address} did not take the job ({_first_line(error)}); the dashboard there tells more") \
+            from error
+
+
+def told(address: str, job: str) -> tuple[str, str]:
+    """How the job stands (PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED) and what Ray says of it."""
+    try:
+        info = _client(address).get_job_info(job)
+    except (RuntimeError, OSError) as error:
+        raise NoCluster(f"{address} knows nothing of job {job} ({_first_line(error)})") from error
+    return str(info.status.value if hasattr(info.status, "value") else info.status), info.message or ""
+
+
+def log(address: str, job: str) -> str:
+    """What the job printed, as far as Ray kept it; empty where it cannot be asked."""
+    with suppress(WorkbenchError, RuntimeError, OSError):
+        return _client(address).get_job_logs(job)
+    return ""
+
+
+def end(address: str, job: str) -> None:
+    """End the job at once."""
+    with suppress(RuntimeError):                                        # of one that has ended
+        _client(address).stop_job(job)
+
+
+def _client(address: str) -> Any:
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError:
+        raise NoCluster("runs on a cluster need Ray here too: pip install 'spike-workbench[cluster]'") from None
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        unknown = "401" in str(error) or "token" in str(error).lower()
+        way = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token" if unknown else \
+            "give the address of Ray's dashboard, as in http://head:8265, and check that it can be reached from here"
+        raise NoCluster(f"no Ray cluster answers at {address} ({_first_line(error)}); {way}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a line for every file that stays behind."""
+    logger = logging.getLogger("ray")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _checkout() -> Path | None:
+    import workbench
+    root = Path(workbench.__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+# ---- on the cluster ------------------------------------------------------------------------------------------------
+
+def fit(folder: Path, workers: int, gpus: bool) -> None:
+    """Train the run in `folder` with Ray Train; called by the job."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    TorchTrainer(
+        _work, train_loop_config={"run": str(folder)},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=RESTARTS)),
+    ).fit()
+
+
+def _work(config: Mapping[str, Any]) -> None:
+    """One worker. Returns where the run has failed for good, so that Ray does not try again what would fail again."""
+    from torch import distributed
+
+    from workbench.training.ranks import ALONE, RankLost, Ranks, leave
+    from workbench.training.run import Run
+    run = Run(config["run"])
+    together = distributed.is_initialized()
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size()) if together else ALONE
+    if run.status["state"] == "failed":
+        return
+    try:
+        run.train(ranks=ranks)
+    except RankLost:
+        if run.status["state"] != "failed":
+            raise
+    except Exception:                                                   # told in status.json and log.txt
+        if run.status["state"] != "failed":
+            raise
+    finally:
+        leave()
+
+
+def main(folder: str, workers: str, gpus: str) -> None:
+    import socket
+
+    from workbench.training.run import NoRun, Run
+    try:
+        run = Run(folder)
+    except NoRun:
+        sys.exit(f"{socket.gethostname()} does not see the run's folder {folder}; it has to be on a disk that this "
+                 "machine and the cluster share, under the same name")
+    sent, here = run.sent()["versions"], versions()
+    other = {name: f"{sent[name]} there and {here[name]} on {socket.gethostname()}" for name in sent
+             if sent[name] != here[name]}
+    if "workbench" in other:
+        sys.exit(f"the workbench is {other['workbench']}; install the same version there, or launch with "
+                 "code=")
+    for name, differs in other.items():
+        storage.log(run.path / "log.txt", f"{name} is {differs}: the last digits may differ")
+    fit(run.path, int(workers), bool(int(gpus)))
+    if run.state not in ("finished", "stopped"):
+        sys.exit(run.error or f"the run is {run.state}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
