@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(command=run)
         return own
 
+    def elsewhere(own: argparse.ArgumentParser) -> None:
+        own.add_argument("--on", metavar="PLACE", help="local, here, or http://HEAD:8265: a Ray cluster's dashboard")
+        own.add_argument("--gpus", type=int, metavar="N", help="as --workers, a GPU for each")
+        own.add_argument("--shared", action="store_true", help="the cluster sees the folder under the same name")
+
     own = command("train", train, "train a model from a recipe and score it on held-out time", f"""\
         shipped recipes: {', '.join(Recipe.available())}
 
@@ -72,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--detach", action="store_true", help="train in a process of its own and return at once")
     own.add_argument("--workers", type=int, metavar="N", help="processes that train together, each on a GPU of its own "
                      "where there are GPUs (more than one: detached)")
+    elsewhere(own)
 
     own = command("sweep", sweep, "train a recipe with every combination of some settings, as an experiment says", f"""\
         shipped experiments: {', '.join(available())}
@@ -86,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("settings", metavar="key=value", nargs="*", default=[], help="settings to change in every run, "
                      "dotted; one that the experiment varies is fixed")
     own.add_argument("--run", metavar="FOLDER", help="where the runs live (default: a new folder under runs/)")
+    own.add_argument("--workers", type=int, metavar="N", help="processes of every run, on a cluster")
+    elsewhere(own)
 
     own = command("runs", list_runs, "list the runs in a folder")
     own.add_argument("folder", metavar="FOLDER", nargs="?", default="runs")
@@ -108,7 +116,8 @@ def train(args: argparse.Namespace) -> int:
     here = Path(folder, "recipe.yaml").is_file() and Run(folder).state == "finished"
     try:
         detached = args.detach or (args.workers or 1) > 1
-        run = launch(recipe, on="local" if detached else "here", run=folder, workers=args.workers)
+        run = launch(recipe, on=args.on or ("local" if detached else "here"), run=folder, workers=args.workers,
+                     gpus=args.gpus, shared=args.shared)
     except WorkbenchError:
         raise
     except Exception as error:
@@ -138,7 +147,8 @@ def sweep(args: argparse.Namespace) -> int:
     recipe, grid = experiment(args.experiment, args.settings)
     folder = args.run or new_folder(Path(args.experiment).stem)
     try:
-        table = sweep(recipe, grid, folder=folder)
+        table = sweep(recipe, grid, folder=folder, on=args.on or "here", workers=args.workers, gpus=args.gpus,
+                      shared=args.shared)
     except Stopped:
         print(f"stopped with a checkpoint; go on with: {_again(args, folder)}")
         return 130

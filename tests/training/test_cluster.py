@@ -21,6 +21,7 @@ from workbench.training import checkpoint
 from workbench.training.launching import CannotStart, launch
 from workbench.training.on_ray import NoCluster
 from workbench.training.run import Run, RunFailed
+from workbench.training.sweep import combinations, load, sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(sys.platform != "linux", reason="Ray clusters are for Linux")]
 STARTS, LONGEST = 2, 150                                                # tries, and seconds of each
@@ -91,6 +92,7 @@ def cluster():
         began = len(nodes) == 2 and up(*nodes[1])
         if began:
             yield f"http://127.0.0.1:{dashboard}"
+        said = "\n".join(log.read_text(errors="replace")[-800:] for _, log in nodes)
         ended(*(one for one, _ in nodes))
         shutil.rmtree(place, ignore_errors=True)
         if began:
@@ -98,7 +100,7 @@ def cluster():
     os.environ.clear()
     os.environ.update(before)
     if not began:
-        pytest.skip(f"Ray did not start within {LONGEST} s here")
+        pytest.skip(f"Ray did not start within {LONGEST} s here: {said}")
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,23 @@ def test_a_killed_job_is_lost_and_one_that_never_began_says_why(cluster, longer,
     other = launch(longer, on=cluster, run=tmp_path / "other", shared=True, code=tmp_path / "modules")
     with pytest.raises(RunFailed, match=r"before the run began(.|\n)*of another day"):
         other.wait(200)
+
+
+def test_a_sweep_trains_as_many_at_once_as_there_is_room_for(cluster, longer, tmp_path):
+    """Four cores, four runs of one process: together; the one that cannot train is told in its row."""
+    folder, grid = tmp_path / "sweep", {"seed": [0, 1, 2], "optim.lr": [1e-3]}
+    table = sweep(longer.with_(budget={"steps": 2000}), [*combinations(grid), {"seed": 0, "optim.lr": 1e9}],
+                  folder=folder, on=cluster, shared=True)
+    assert set(table["state"]) == {"queued"}
+    run, most = Run(folder), 0
+    while run.state in ("queued", "running"):
+        most = max(most, sum(one.state == "running" for one in run.runs.values()))
+        time.sleep(0.2)
+    assert most >= 2, "one after another"
+    table = load(folder)
+    assert table["state"].tolist() == ["finished"] * 3 + ["failed"] and run.state == "failed"
+    assert "learning rate 1e+09" in table["error"].iloc[-1] and table["hand_vel.r2"].notna().sum() == 3
+    assert table["hand_vel.r2"].iloc[:3].nunique() == 3
 
 
 def test_no_cluster_there_is_one_sentence_and_nothing_is_left(longer, tmp_path):

@@ -40,6 +40,22 @@ def done(quick, tmp_path_factory):
     return folder, sweep(quick, GRID, folder=folder)
 
 
+def test_a_sweep_in_a_process_of_its_own_is_watched_stopped_and_resumed_as_one(quick, done, tmp_path):
+    folder = tmp_path / "detached"
+    table = sweep(quick, GRID, folder=folder, on="local")
+    assert table.index.tolist() == LABELS and not (table["state"] == "finished").all()
+    run = Run(folder)
+    with pytest.raises(CannotStart, match="already"):
+        sweep(quick, GRID, folder=folder, on="local")
+    assert run.stop().wait(120).state == "stopped"
+    assert run.resume().wait(240).state == "finished"
+    scores = [column for column in done[1] if column.startswith("hand_vel")]
+    pd.testing.assert_frame_equal(load(folder)[scores], done[1][scores])
+    with pytest.raises(CannotStart, match="in one process each"):
+        sweep(quick, GRID, folder=tmp_path / "none", on="local", workers=2)
+    assert not (tmp_path / "none").exists()
+
+
 def stop_at(monkeypatch, label, step, what):
     beat = reporter.Reporter.__call__
 

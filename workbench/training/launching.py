@@ -54,7 +54,7 @@ def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | Non
     from workbench.training.run import Run
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).anchored()
     check_place(on, shared)
-    workers = _processes(recipe, on, workers, gpus)
+    workers = processes(recipe, on, workers, gpus)
     folder = Path(run).expanduser() if run is not None else new_folder(recipe.name)
     admit(recipe, folder)
     if not (folder / "recipe.yaml").is_file():
@@ -79,7 +79,7 @@ def check_place(on: str, shared: bool = True) -> None:
                           "process) or the address of a Ray cluster's dashboard, as in 'http://head:8265'")
 
 
-def _processes(recipe: Recipe, on: str, workers: int | None, gpus: int | None) -> int | None:
+def processes(recipe: Recipe, on: str, workers: int | None, gpus: int | None) -> int | None:
     """How many processes are asked for, if that can be."""
     if gpus is not None:
         import torch
@@ -201,13 +201,12 @@ def _detached(run: Run, workers: int) -> None:
 def _cluster(run: Run, address: str, workers: int, gpus: bool, code: str | Path | None) -> None:
     """As a job of the Ray cluster whose dashboard is at the address."""
     from workbench.training import on_ray
-    sent = {"on": address, "workers": workers, "gpus": gpus, "host": socket.gethostname(), "pid": None,
+    sent = {"on": address, "job": on_ray.new_job(), "workers": workers, "gpus": gpus, "host": socket.gethostname(),
             "code": None if code is None else str(Path(code).expanduser().resolve()), "versions": on_ray.versions()}
     storage.write_json(run.path / "process.json", sent)                 # the job reads it
     storage.write_json(run.path / "status.json", {**run.status, "state": "queued", "stage": "waiting for the cluster",
                                                   "pid": None, "host": None, "error": "", "time": time.time()})
-    job = on_ray.submit(run.path, address, workers, gpus, sent["code"])
-    storage.write_json(run.path / "process.json", {**sent, "job": job})
+    on_ray.submit(sent["job"], run.path, address, workers, gpus, sent["code"])
 
 
 # Places on this machine, by name.

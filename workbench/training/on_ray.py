@@ -2,6 +2,7 @@
 
     launch(recipe, on="http://head:8265", workers=2) ─HTTP─► Ray job: python -m workbench.training.on_ray FOLDER 2 0
         ─► Ray Train's TorchTrainer ─► on every worker: Run(FOLDER).train(ranks=…)
+    several runs as one (a sweep): the same job starts a trainer for each, as many at once as there is room for
 
 What is asked of the cluster: it sees the run's folder and the recordings under the same names, and has the packages of
 the workbench. A worker that dies is started again by Ray, from the newest checkpoint. Metrics come from the folder and
@@ -13,15 +14,19 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.launching import CannotStart
+
+if TYPE_CHECKING:
+    from workbench.training.group import Done, Each, Group
 
 RESTARTS = 3                                                            # of the workers, where one dies
 COMPARED = ("torch", "numpy")                                           # whose other versions give other last digits
@@ -45,8 +50,13 @@ def answers(address: str) -> None:
     _client(address)
 
 
-def submit(folder: Path, address: str, workers: int, gpus: bool, code: str | Path | None = None) -> str:
-    """Send the run's job to the cluster whose dashboard is at `address`; returns the job's name there.
+def new_job() -> str:
+    """A name that no other job has."""
+    return f"workbench-{uuid.uuid4().hex[:12]}"
+
+
+def submit(job: str, folder: Path, address: str, workers: int, gpus: bool, code: str | Path | None = None) -> None:
+    """Send the run as a job of that name to the cluster whose dashboard is at `address`.
 
     code: the folder that travels, whose modules are found first there; None: the checkout that this workbench is
     imported from, and nothing where it was installed. Recordings, runs and what git ignores stay behind.
@@ -59,7 +69,7 @@ def submit(folder: Path, address: str, workers: int, gpus: bool, code: str | Pat
     command = f"python -m workbench.training.on_ray {shlex.quote(str(folder))} {workers} {int(gpus)}"
     try:
         with _quiet():
-            return client.submit_job(entrypoint=command, runtime_env=travels, metadata={"run": str(folder)})
+            client.submit_job(submission_id=job, entrypoint=command, runtime_env=travels)
     except (RuntimeError, ValueError, OSError) as error:
         raise NoCluster(f"{address} did not take the job ({_first_line(error)}); the dashboard there tells more") \
             from error
@@ -125,12 +135,12 @@ def _checkout() -> Path | None:
 
 # ---- on the cluster ------------------------------------------------------------------------------------------------
 
-def fit(folder: Path, workers: int, gpus: bool) -> None:
-    """Train the run in `folder` with Ray Train; called by the job."""
+def fit(folder: Path, workers: int, gpus: bool, stop_files: tuple[Path, ...] = ()) -> None:
+    """Train the run in `folder` with Ray Train, to its end or a STOP."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     TorchTrainer(
-        _work, train_loop_config={"run": str(folder)},
+        _work, train_loop_config={"run": str(folder), "stop_files": [str(file) for file in stop_files]},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
         run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=RESTARTS)),
     ).fit()
@@ -148,7 +158,7 @@ def _work(config: Mapping[str, Any]) -> None:
     if run.status["state"] == "failed":
         return
     try:
-        run.train(ranks=ranks)
+        run.train(ranks=ranks, stop_files=tuple(map(Path, config["stop_files"])))
     except RankLost:
         if run.status["state"] != "failed":
             raise
@@ -159,9 +169,48 @@ def _work(config: Mapping[str, Any]) -> None:
         leave()
 
 
+def _at_once(workers: int, gpus: bool) -> Each:
+    """The runs of a group, all asked for; those for which there is no room wait in Ray's queue."""
+    def each(group: Group, labels: list[str], report: Any, stop_files: tuple[Path, ...]) -> Iterator[Done]:
+        import ray
+
+        from workbench.training.loop import Stopped
+        from workbench.training.recipe import Recipe
+        from workbench.training.run import Run, RunFailed
+        one = ray.remote(num_cpus=0, max_retries=0)(fit)                # its workers are what takes room
+        going = {}
+        for label in labels:
+            place, what = group.path / label, group.plan["runs"][label]
+            if "recipe" not in what:
+                yield label, None
+                continue
+            if not (place / "recipe.yaml").is_file():
+                Recipe(**what["recipe"]).save(place / "recipe.yaml")
+            storage.write_json(place / "process.json", group.sent())
+            storage.write_json(place / "status.json", {**Run(place).status, "state": "queued", "error": ""})
+            going[one.remote(place, workers, gpus, stop_files)] = label
+        stopped = False
+        while going:
+            done, _ = ray.wait(list(going), num_returns=1)
+            label = going.pop(done[0])
+            try:
+                ray.get(done[0])
+            except ray.exceptions.RayError as error:
+                yield label, RunFailed(_first_line(error))
+                continue
+            run = Run(group.path / label)
+            stopped |= run.state == "stopped"
+            if run.state != "stopped":
+                yield label, None if run.state == "finished" else RunFailed(run.error)
+        if stopped:
+            raise Stopped
+    return each
+
+
 def main(folder: str, workers: str, gpus: str) -> None:
     import socket
 
+    from workbench.training.group import Group, SomeFailed
     from workbench.training.run import NoRun, Run
     try:
         run = Run(folder)
@@ -176,7 +225,12 @@ def main(folder: str, workers: str, gpus: str) -> None:
                  "code=")
     for name, differs in other.items():
         storage.log(run.path / "log.txt", f"{name} is {differs}: the last digits may differ")
-    fit(run.path, int(workers), bool(int(gpus)))
+    how = int(workers), bool(int(gpus))
+    if isinstance(run, Group):
+        with suppress(SomeFailed):                                      # told in status.json and in the rows
+            run.train(each=_at_once(*how))
+    else:
+        fit(run.path, *how)
     if run.state not in ("finished", "stopped"):
         sys.exit(run.error or f"the run is {run.state}")
 
