@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-dev
 lock: $(VENV)/.installed-dev    ## pin anew what pyproject.toml asks for
 	$(PY) -m pip install --quiet uv
 	{ sed -n 1p constraints.txt; $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-		--no-annotate --no-header --extra dev --index-strategy unsafe-best-match --extra-index-url $(CPU_INDEX) \
+		--no-annotate --no-header --extra dev --extra cluster --index-strategy unsafe-best-match --extra-index-url $(CPU_INDEX) \
 		pyproject.toml | sed 's/+cpu//'; } > constraints.new
 	mv constraints.new constraints.txt
 

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument("--on", metavar="PLACE", help="local, here, or http://HEAD:8265: a Ray cluster's dashboard")
         own.add_argument("--gpus", type=int, metavar="N", help="as --workers, a GPU for each")
         own.add_argument("--shared", action="store_true", help="the cluster sees the folder under the same name")
+        own.add_argument("--wait", action="store_true", help="return only at the end of what runs elsewhere")
 
     own = command("train", train, "train a model from a recipe and score it on held-out time", f"""\
         shipped recipes: {', '.join(Recipe.available())}
@@ -124,7 +126,7 @@ def train(args: argparse.Namespace) -> int:
         print(f"workbench: training failed ({type(error).__name__}: {error}); the traceback is in "
               f"{Path(folder, 'log.txt')}", file=sys.stderr)
         return 1
-    state = run.state
+    state = run.wait().state if args.wait else run.state
     if state == "finished":
         print(("finished before; " if here else "") + _table(run))
     elif state == "stopped":
@@ -143,12 +145,17 @@ def _again(args: argparse.Namespace, folder: str | Path) -> str:
 def sweep(args: argparse.Namespace) -> int:
     from workbench.training.group import Stopped
     from workbench.training.launching import new_folder
-    from workbench.training.sweep import experiment, sweep
+    from workbench.training.run import Run, RunFailed
+    from workbench.training.sweep import experiment, load, sweep
     recipe, grid = experiment(args.experiment, args.settings)
     folder = args.run or new_folder(Path(args.experiment).stem)
     try:
         table = sweep(recipe, grid, folder=folder, on=args.on or "here", workers=args.workers, gpus=args.gpus,
                       shared=args.shared)
+        if args.wait and (table["state"] != "finished").any():
+            with suppress(RunFailed):                                   # told in the row
+                Run(folder).wait()
+            table = load(folder)
     except Stopped:
         print(f"stopped with a checkpoint; go on with: {_again(args, folder)}")
         return 130

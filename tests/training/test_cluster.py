@@ -27,6 +27,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(sys.platform != "linux", r
 STARTS, LONGEST = 2, 150                                                # tries, and seconds of each
 
 
+def needs_ray():
+    for package in ("ray", "aiohttp_cors", "pyarrow"):                  # of the extra `cluster`: Ray alone is not enough
+        pytest.importorskip(package)
+
+
 def free_ports(n: int) -> list[int]:
     """Of which Ray's workers, from 30,000 on, take none."""
     held = []
@@ -75,7 +80,7 @@ def up(one: psutil.Process, log: Path) -> bool:
 @pytest.fixture(scope="module")
 def cluster():
     """The address of a head at 127.0.0.2 and a second node at 127.0.0.3."""
-    pytest.importorskip("ray")
+    needs_ray()
     before = dict(os.environ)
     os.environ |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{before['PATH']}",   # jobs say python
                    "GLOO_SOCKET_IFNAME": "lo", "RAY_AUTH_MODE": "disabled",
@@ -206,7 +211,7 @@ def test_a_sweep_trains_as_many_at_once_as_there_is_room_for(cluster, longer, tm
 
 
 def test_no_cluster_there_is_one_sentence_and_nothing_is_left(longer, tmp_path):
-    pytest.importorskip("ray")
+    needs_ray()
     port, = free_ports(1)
     with pytest.raises(NoCluster, match=r"no Ray cluster answers at .*as in http://head:8265"):
         launch(longer, on=f"http://127.0.0.1:{port}", run=tmp_path / "run", shared=True)

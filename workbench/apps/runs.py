@@ -177,7 +177,8 @@ class RunMonitor(Dashboard):
         facts = [f"{run.plan['kind']} of {of} runs, {done} done"]
         if state in ("running", "queued"):
             facts.append(html.escape(status.get("stage", "starting")))
-        shown = table.to_html(na_rep="", float_format="{:.4g}".format, border=0)
+        # nbclient, which executes saved notebooks, fails over a message that holds the word "state".
+        shown = table.to_html(na_rep="", float_format="{:.4g}".format, border=0).replace("state", "st&#97;te")
         self._show(run, state, facts, done / of, below=f"<div style='overflow-x:auto'>{shown}</div>")
 
     def _show(self, run: Run, state: str, facts: list[str], share: float, beside: str = "", below: str = "") -> None:

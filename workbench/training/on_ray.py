@@ -100,7 +100,7 @@ def end(address: str, job: str) -> None:
 def _client(address: str) -> Any:
     try:
         from ray.job_submission import JobSubmissionClient
-    except ImportError:
+    except (ImportError, RuntimeError):                                 # Ray alone, without what talks to a dashboard
         raise NoCluster("runs on a cluster need Ray here too: pip install 'spike-workbench[cluster]'") from None
     try:
         return JobSubmissionClient(address)
