@@ -28,7 +28,7 @@ STARTS, LONGEST = 2, 150                                                # tries,
 
 
 def needs_ray():
-    for package in ("ray", "aiohttp_cors", "pyarrow"):                  # of the extra `cluster`: Ray alone is not enough
+    for package in ("ray", "aiohttp_cors", "pyarrow"):                  # Ray alone is not the extra `cluster`
         pytest.importorskip(package)
 
 

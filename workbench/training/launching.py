@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +44,8 @@ def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | Non
     on    "local": a process of its own on this machine, which survives this one; returns at once. "here": this
           process, which waits for the end; interrupting it saves a checkpoint. "http://HEAD:8265": the Ray cluster
           with that dashboard, as a job there, see `workbench.training.on_ray`
-    run   the folder; None: a new one under runs/. A folder that holds the same recipe is resumed
+    run   the folder, or a URL as in "s3://lab/runs/one"; None: a new one under runs/. One that holds the
+          same recipe is resumed
     workers   processes that train together, each a share of every batch, on a GPU of its own where there are GPUs
     gpus      the same with a GPU each; a sentence where there are not so many here
     shared    on a cluster: the folder is on a disk that the cluster sees under the same name
@@ -53,9 +56,9 @@ def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | Non
     """
     from workbench.training.run import Run
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).anchored()
-    check_place(on, shared)
+    check_place(on, shared or "://" in str(run))
     workers = processes(recipe, on, workers, gpus)
-    folder = Path(run).expanduser() if run is not None else new_folder(recipe.name)
+    folder = storage.place(run) if run is not None else new_folder(recipe.name)
     admit(recipe, folder)
     if not (folder / "recipe.yaml").is_file():
         recipe.save(folder / "recipe.yaml")
@@ -67,7 +70,8 @@ def check_place(on: str, shared: bool = True) -> None:
     if on.startswith(("http://", "https://")):
         if not shared:
             raise CannotStart("a run on a cluster lives in a folder that the cluster sees too: give run= a folder on a "
-                              "disk that its machines mount under the same name, and say shared=True")
+                              "disk that its machines mount under the same name, and say shared=True; or the URL of "
+                              "one, as in run='s3://lab/runs/one'")
         from workbench.training import on_ray
         on_ray.answers(on)                                              # before anything is written
     elif on.startswith("ray://"):
@@ -114,7 +118,7 @@ def admit(recipe: Recipe, folder: Path) -> None:
             listed = ", ".join(f"{k} is {old!r} there and {new!r} here" for k, (old, new) in list(other.items())[:3])
             more = f" and {len(other) - 3} more" if len(other) > 3 else ""
             raise CannotStart(f"{folder} holds a run of another recipe ({listed}{more}); choose another folder")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif storage.local(folder) and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CannotStart(f"{folder} is there and holds no run; choose an empty or a new folder")
 
 
@@ -189,13 +193,15 @@ def _detached(run: Run, workers: int) -> None:
     if workers > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}",
                    f"--max-restarts={RESTARTS}", *command]
-    middle = subprocess.run([sys.executable, "-S", "-c", _MIDDLE, str(run.path / "log.txt"), str(flags), sys.executable,
-                             *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    log = run.path / "log.txt" if storage.local(run.path) else \
+        Path(tempfile.gettempdir(), f"workbench-{uuid.uuid4().hex[:12]}.log")
+    middle = subprocess.run([sys.executable, "-S", "-c", _MIDDLE, str(log), str(flags), sys.executable, *command],
+                            stdin=subprocess.DEVNULL, capture_output=True, text=True,
                             env={**os.environ, "PYTHONUNBUFFERED": "1"})
     if middle.returncode:
         raise CannotStart(f"{run.path} did not start: {middle.stderr.strip().splitlines()[-1]}")
     storage.write_json(run.path / "process.json", {"pid": int(middle.stdout), "host": socket.gethostname(),
-                                                   "workers": workers})
+                                                   "workers": workers, "log": str(log)})
 
 
 def _cluster(run: Run, address: str, workers: int, gpus: bool, code: str | Path | None) -> None:

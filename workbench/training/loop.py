@@ -90,7 +90,9 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     adam = optimizer(model, optim)
     ema: Weights | None = copy(model) if optim.ema else None
     best: dict[str, Any] | None = None
-    step, seconds, places, asked = 0, 0.0, folder / "checkpoints", folder / "SAVE"
+    step, seconds, places = 0, 0.0, folder / "checkpoints"
+    rows, asked = storage.Rows(folder / "metrics.jsonl") if ranks.first else None, folder / "SAVE"
+    asking = storage.seldom(folder, lambda: stopping() or asked.exists())
 
     state = checkpoint.newest(places, log)
     if state:
@@ -105,12 +107,13 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     def save() -> None:
         random = ranks.gather(checkpoint.random_state())
         if ranks.first:
+            rows.flush()
             checkpoint.save(places, {"step": step, "seconds": time.perf_counter() - began, "model": model.state_dict(),
                                      "ema": ema, "best": best, "optimizer": adam.state_dict(), "random": random})
 
     model.train()
     while step < budget.steps:
-        stop, wanted = ranks.agree((stopping(), asked.exists()))
+        stop, wanted = ranks.agree((stopping(), asked.exists()) if ranks.first and asking() else (False, False))
         if stop:
             save()
             log(f"stopped at step {step}")
@@ -147,7 +150,7 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
                     best = {"step": step, "valid": row["valid"], "weights": copy(averaged)}
         # The row before the checkpoint: a kill between the two then costs a repeated row, never a missing one.
         if ranks.first:
-            storage.append(folder / "metrics.jsonl", {**row, "seconds": time.perf_counter() - began})
+            rows.append({**row, "seconds": time.perf_counter() - began})
         if wanted or step % budget.checkpoint_every == 0 or step == budget.steps:
             save()
             if ranks.first:

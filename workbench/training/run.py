@@ -1,4 +1,6 @@
-"""A run is a folder. Whoever can see the folder can watch, stop and resume it; reading it imports no torch.
+"""A run is a folder, on a disk or in an object store (a URL). Whoever can see it can watch, stop and resume the run.
+
+Reading it imports no torch.
 
     recipe.yaml  resolved.json  status.json  metrics.jsonl  log.txt  checkpoints/  model/  baselines/  result.json
     lock: held by the process that trains · STOP: asks it to save and leave · process.json: what launch started
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import html
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,14 +61,14 @@ class Run:
 
     def __new__(cls, path: str | Path) -> Run:
         from workbench.training.group import Group
-        several = (Path(path).expanduser() / Group.HOLDS).is_file()
+        several = (storage.place(path) / Group.HOLDS).is_file()
         return super().__new__(Group if several else cls)
 
     def __getnewargs__(self) -> tuple[Path]:
         return (self.path,)                                             # so that copies and pickles know which they are
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().resolve()
+        self.path = storage.place(path)
         if not (self.path / self.HOLDS).is_file():
             raise NoRun(f"there is no run at {path} (no {self.HOLDS} in it); workbench.runs(folder) lists the runs in "
                         "a folder")
@@ -93,8 +96,8 @@ class Run:
     def alive(self) -> bool:
         """Whether a process trains here, or was started and is on its way."""
         state = self.status["state"]
-        if "job" in self.sent():
-            return self._alive_on_cluster(state)
+        if "job" in self.sent() or not storage.local(self.path):
+            return self._beats(state)
         between = state == "running" and self.sent().get("workers", 1) > 1   # two attempts: no lock
         return self._locked() or (state == "queued" and self._started()) or (between and self._process() is not None)
 
@@ -132,9 +135,11 @@ class Run:
     def log(self, tail: int = 50) -> str:
         """The last lines of log.txt; of a job on a cluster that has written none, what it printed there."""
         try:
-            text = (self.path / "log.txt").read_text(encoding="utf-8", errors="replace")
+            text = storage.content(self.path / "log.txt").decode("utf-8", errors="replace")
         except FileNotFoundError:
             text, sent = "", self.sent()
+            if Path(sent.get("log", "")).is_file():                     # of a run whose folder is in a store
+                text = Path(sent["log"]).read_text(encoding="utf-8", errors="replace")
             if "job" in sent:
                 from workbench.training import on_ray
                 text = on_ray.log(sent["on"], sent["job"])
@@ -174,7 +179,12 @@ class Run:
         if not (self.path / "model").is_dir():
             raise NoRun(f"{self.path} has no final weights yet: it is {self.state}; {self._way_out()}")
         from workbench import models
-        return models.load(self.path / "model")
+        if storage.local(self.path):
+            return models.load(self.path / "model")
+        with tempfile.TemporaryDirectory() as here:
+            for file in (self.path / "model").iterdir():
+                Path(here, file.name).write_bytes(storage.content(file))
+            return models.load(here)
 
     def _way_out(self) -> str:
         return "run.wait() for it" if self.state in ("queued", "running") else "run.resume() goes on with it"
@@ -283,10 +293,14 @@ class Run:
         except on_ray.NoCluster as error:                               # a cluster's jobs end with it
             return "FAILED", str(error)
 
-    def _alive_on_cluster(self, state: str) -> bool:
+    def _beats(self, state: str) -> bool:
         """Whoever sees the folder trusts its heartbeat; between two beats too far apart the cluster is asked."""
         if state not in ("queued", "running"):
             return False
+        if "job" not in self.sent():
+            gone = self.status.get("host") == socket.gethostname() and self._process() is None
+            late = time.time() - self.status.get("time", 0) > FRESH
+            return self._started() if state == "queued" else not (gone or late)
         beats = state == "running" and time.time() - self.status.get("time", 0) < FRESH
         return beats or self._told()[0] in ("PENDING", "RUNNING")
 
@@ -341,7 +355,7 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
     A comparison or a sweep is one row; `runs` of its folder lists the runs in it.
     """
     found = {str(p.parent): _facts_or_why_not(p.parent)
-             for name in ("recipe.yaml", "plan.json") for p in Path(folder).glob(f"*/{name}")}
+             for name in ("recipe.yaml", "plan.json") for p in storage.place(folder).glob(f"*/{name}")}
     columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid", "valid_name", "test_r2",
                "test_bits", "started", "error"]
     table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("run")

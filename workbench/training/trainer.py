@@ -13,13 +13,14 @@ import os
 import platform
 import random
 import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ from workbench.training.ranks import ALONE, RankLost, Ranks, leave
 from workbench.training.recipe import Recipe
 from workbench.training.reporter import Reporter, Silent, relay
 from workbench.windows import RandomWindows, locked, split
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 class CannotTrain(WorkbenchError, ValueError):
@@ -56,7 +60,7 @@ def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None]
     raises.
     """
     if not ranks.first:
-        return _follow(recipe, Path(folder), ranks)
+        return _follow(recipe, storage.place(folder), ranks)
     return keep(folder, partial(_run, recipe, ranks=ranks), on_step=on_step, stop_files=stop_files,
                 pid=ranks.agent)
 
@@ -80,15 +84,10 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
 
     pid: of the process that has to end for the run to end, where that is not this one.
     """
-    folder = Path(folder)
+    folder = storage.place(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stop_files = (*stop_files, folder / "STOP")
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=3)                                         # a reader that looks holds it for an instant
-    except Timeout:
-        raise FolderInUse(f"another process is training in {folder}; wait for it, stop it, or choose another folder") \
-            from None
+    lock = _alone(folder)
     try:
         report = Reporter(folder, on_step, pid)
         try:
@@ -115,7 +114,25 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
                 report(state="failed", error=str(error) if known else f"{type(error).__name__}: {error}")
             raise
     finally:
-        lock.release()
+        if lock:
+            lock.release()
+
+
+def _alone(folder: Path | UPath) -> FileLock | None:
+    """The lock of a folder that nobody else trains in; in a store, which has none, a heart that does not beat."""
+    held = f"another process is training in {folder}; wait for it, stop it, or choose another folder"
+    if not storage.local(folder):
+        from workbench.training.run import FRESH
+        said = storage.read_json(folder / "status.json") or {}
+        if said.get("state") == "running" and time.time() - said["time"] < FRESH:
+            raise FolderInUse(held)
+        return None
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=3)                                         # a reader that looks holds it for an instant
+    except Timeout:
+        raise FolderInUse(held) from None
+    return lock
 
 
 def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path, ...],
@@ -304,7 +321,13 @@ def _settle(folder: Path, resolved: dict, settled: dict, report: Reporter) -> No
 
 
 def _save_model(model: torch.nn.Module, folder: Path) -> None:
-    """The final weights appear as a whole folder."""
+    """The final weights appear as a whole folder; in a store file by file, what names them last."""
+    if not storage.local(folder):
+        with tempfile.TemporaryDirectory() as there:
+            model.save_pretrained(there)
+            for file in sorted(Path(there).iterdir(), key=lambda file: file.name == "config.json"):
+                storage.write(folder / file.name, file.read_bytes())
+        return
     unfinished = folder.with_name(f"{folder.name}.tmp")
     for place in (unfinished, folder):                                  # left by a kill while scoring
         shutil.rmtree(place, ignore_errors=True)
