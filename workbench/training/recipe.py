@@ -120,6 +120,8 @@ class Recipe(_Part):
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None                  # of torch; None: what is fastest at the start
     device: str | None = None                                           # None: cuda where there is one, else cpu
+    precision: Literal["float32", "bf16"] = "float32"                   # of a training step; weights stay float32
+    compile: bool = False                                               # the training step, by torch.compile
     baselines: dict[str, dict[str, Any]] = {}
 
     def __init__(self, **settings: Any):

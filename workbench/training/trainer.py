@@ -32,7 +32,7 @@ from workbench.catalog import open_recordings
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.models.base import parameters
 from workbench.session import Session, inside
-from workbench.training import loop, objectives, storage
+from workbench.training import loop, objectives, precision, storage
 from workbench.training.ranks import ALONE, RankLost, Ranks, leave
 from workbench.training.recipe import Recipe
 from workbench.training.reporter import Reporter, Silent, relay
@@ -187,6 +187,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | Silent, stopping: Ca
     except (RuntimeError, AssertionError) as error:
         raise CannotTrain(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); say device=cpu, or "
                           "device=null for the best there is") from None
+    precision.check(recipe, torch.device(device), solved=hasattr(kind, "fit"))
     with _machine(threads, recipe.seed):
         # Whatever a model takes from the recording (rates, the scale of the target), it takes from the training part.
         given = {"target": target} if target is not None and objectives.takes_target(kind) else {}
@@ -204,7 +205,9 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | Silent, stopping: Ca
                                     batch_size=recipe.batch.size, **recipe.batch.model_dump(exclude={"size", "pieces"}))
         if threads is None:
             choose = not solved and device == "cpu"
-            threads = loop.fastest_threads(model, windows.batch) if choose else torch.get_num_threads()
+            with precision.told(model, recipe):
+                threads = loop.fastest_threads(model, windows.batch, precision.losses(model, recipe)) \
+                    if choose else torch.get_num_threads()
         torch.set_num_threads(threads)
         resolved = {
             "target": target, "window": model.window, "threads": threads, "device": device,
@@ -230,9 +233,10 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | Silent, stopping: Ca
         else:
             report(stage="training", valid_name=objectives.valid_name(model))
             model = model.to(device)
-            found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
-                             evaluate=lambda m: objectives.valid(m, sessions, valid_parts, target),
-                             higher=model.decodes, ranks=ranks)
+            with precision.training(model, recipe):
+                found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
+                                 evaluate=lambda m: objectives.valid(m, sessions, valid_parts, target),
+                                 higher=model.decodes, ranks=ranks)
             leave()                                                     # what follows is for the first alone
             if not ranks.first:
                 return {}
@@ -248,6 +252,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | Silent, stopping: Ca
         "split": resolved["split"],
         "windows": {"duration": model.window, "batch_size": None if solved else recipe.batch.size},
         **({"processes": ranks.size} if ranks.size > 1 else {}),
+        **({"precision": recipe.precision} if recipe.precision != "float32" else {}),
         "scoring": scoring, "seed": recipe.seed, "steps": None if solved else recipe.budget.steps,
         "best_step": found.get("best_step"), "valid": found.get("valid"),
         "valid_name": None if solved else objectives.valid_name(model), "chosen": found.get("chosen"),
