@@ -169,27 +169,27 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(tiny, two, tmp_pa
     assert all(torch.equal(a["ema"][name], value) for name, value in b["ema"].items())
 
 
+def more_rows(run: Run, than: int) -> None:
+    until = time.monotonic() + 120
+    while len(run.metrics()) <= than:
+        assert time.monotonic() < until, run.log()
+        time.sleep(0.05)
+
+
 def test_stopped_it_goes_on_with_as_many_and_killed_none_is_left(tiny, two, tmp_path):
     long = tiny.with_(budget={"steps": 100_000, "eval_every": 50_000})
     run = launch(long, run=tmp_path / "run", workers=2)
-    until = time.monotonic() + 120
-    while not len(run.metrics()):
-        assert time.monotonic() < until, run.log()
-        time.sleep(0.05)
+    more_rows(run, 0)
     assert run.stop().wait(60).state == "stopped" and len(checkpoint.newest(run.path / "checkpoints")["random"]) == 2
     before = len(run.metrics())
     run.resume()
-    while len(run.metrics()) <= before:
-        assert time.monotonic() < until, run.log()
-        time.sleep(0.05)
+    more_rows(run, before)
     psutil.Process(run.status["pid"]).terminate()                       # as a cluster's queue ends a job
     assert run.wait(60).state == "stopped"
     before = len(run.metrics())
     assert before == checkpoint.newest(run.path / "checkpoints")["step"]
     run.resume()
-    while len(run.metrics()) <= before:
-        assert time.monotonic() < until, run.log()
-        time.sleep(0.05)
+    more_rows(run, before)
     agent = psutil.Process(run.status["pid"])
     family = [agent, *agent.children(recursive=True)]
     assert sum("workbench.training" in p.cmdline() for p in family) >= 2
