@@ -2,7 +2,8 @@
 
     write   bytes → another name in the same folder → the disk → the file's own name
     append  one row → one unbuffered write, so that a kill can only cut the last line
-    rows    the whole lines of a JSONL file, from a byte offset on; a cut or garbled line is skipped
+    rows    the whole lines of a JSONL file; a cut or garbled line is skipped
+    Tail    the same, look by look: what was written since the last one
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from workbench.files import replacing
+
+KNOWN_BY = 64                                                           # bytes that a file is known again by
 
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], None], *, durable: bool = True) -> None:
@@ -45,22 +48,39 @@ def append(path: Path, row: dict[str, Any]) -> None:
         file.write(b"\n" * bool(cut) + json.dumps(as_json(row)).encode() + b"\n")
 
 
-def rows(path: Path, offset: int = 0) -> tuple[list[dict], int]:
-    """The rows in whole lines from byte `offset` on, and the offset to go on from. A missing file has no rows."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
-        return [], offset
-    whole = content[: content.rfind(b"\n") + 1]
-    found = []
-    for line in whole.splitlines():
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                found.append(row)
-    return found, offset + len(whole)
+def rows(path: Path) -> list[dict]:
+    """The rows in whole lines. A missing file has no rows."""
+    return Tail(path).look()[0]
+
+
+class Tail:
+    """A JSONL file that grows: each look reads what was written since the one before, and nothing twice."""
+
+    def __init__(self, path: Path):
+        self.path, self._offset, self._end = path, 0, b""
+
+    def look(self) -> tuple[list[dict], bool]:
+        """The rows in whole lines that are new, and whether the file is another one than before: it was cut or
+        written anew, or is gone. Then they are all the rows there are."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._offset - len(self._end))
+                content = file.read()
+        except FileNotFoundError:
+            content = b""
+        if not content.startswith(self._end):                           # the end of what was read is not there any more
+            self._offset, self._end = 0, b""
+            return self.look()[0], True
+        whole = content[len(self._end): content.rfind(b"\n") + 1]
+        if whole:
+            self._offset, self._end = self._offset + len(whole), (self._end + whole)[-KNOWN_BY:]
+        found = []
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    found.append(row)
+        return found, False
 
 
 def as_json(value: Any) -> Any:
