@@ -19,7 +19,7 @@ from bokeh.plotting import figure
 
 from workbench.display import Text
 
-FEW = 20                                                                # points that are dots too
+FEW = 30                                                                # points that are dots too
 SHOWN = 2000                                                            # points of a curve, at most
 COLORS = {"this run": "#0072b2", "ridge": "#6e6e6e", "gru": "#d55e00"}
 OTHER = "#cc79a7"                                                       # any other baseline
@@ -51,9 +51,9 @@ class Curves(pn.viewable.Viewer):
         self.score = figure(height=440, tools=TOOLS, x_range=self._loss.x_range, x_axis_label="step",
                             y_range=Range1d(-0.1, 1.0), **share)
         thin = self.score.multi_line("steps", "scores", source=self.each, color="color", line_width=1)
-        self.score.line("step", "valid", source=self.valid, color=COLORS["this run"], line_width=2.5)
-        dots = self.score.scatter("step", "valid", source=self.valid, color=COLORS["this run"], size=6)
-        self.score.add_tools(HoverTool(renderers=[dots], **hover),
+        thick = self.score.line("step", "valid", source=self.valid, color=COLORS["this run"], line_width=2.5)
+        self._marks = self.score.scatter("step", "valid", source=self.valid, color=COLORS["this run"], size=6)
+        self.score.add_tools(HoverTool(renderers=[thick], **hover),
                              HoverTool(renderers=[thin], tooltips=[("", "@session"), ("step", "$x{0,0}")]))
         self._sessions = Text(sizing_mode="stretch_width", margin=(0, 10))
         wide = dict(sizing_mode="stretch_width")
@@ -131,6 +131,7 @@ class Curves(pn.viewable.Viewer):
                            "smooth": smooth[what].to_numpy()[thin]}
         for dots in self._dots:                                         # a line of one point is nothing
             dots.visible = len(thin) < FEW
+        self._marks.visible = len(self._scores) < FEW
         known = table["norm"].dropna()
         self._norm.visible = bool(len(known))
         if len(known):

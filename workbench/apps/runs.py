@@ -14,6 +14,7 @@ import html
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import panel as pn
@@ -50,7 +51,7 @@ class RunMonitor(Dashboard):
         self.param.run.objects = self._places()
         self._curves, self._table = Curves(), RunTable(lambda place: setattr(self, "run", place))
         self._head, self._alert, self._opens = (Text(sizing_mode="stretch_width", margin=(5, 10)) for _ in range(3))
-        self._progress = pn.indicators.Progress(max=100, value=0, sizing_mode="stretch_width", margin=(12, 10, 2, 10))
+        self._progress = Text(sizing_mode="stretch_width", margin=(12, 10, 2, 10))
         self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
         self._save = pn.widgets.Button(label="Checkpoint now", width=130)
         self._resume = pn.widgets.Button(label="Resume", color="primary", width=90)
@@ -75,7 +76,7 @@ class RunMonitor(Dashboard):
 
     def _start_over(self) -> None:
         """Blank everything, then show the run as it is now."""
-        with self._lock:
+        with self._lock, _at_once():
             self._looks, self._state = 0, ""
             self._tail = storage.Tail(Path(self.run or self._folder) / "metrics.jsonl")
             self._blank()
@@ -85,11 +86,11 @@ class RunMonitor(Dashboard):
         self._curves.start_over()
         for part in (self._progress, self._stop, self._save, self._resume, self._alert, self._opens):
             part.visible = False
-        self._head.object, self._alert.object, self._progress.value = "", "", 0
+        self._head.object = self._alert.object = self._progress.object = ""
 
     def refresh(self) -> None:
         """Take in what the run has written since the last look; a folder that is gone is told in a sentence."""
-        with self._lock:
+        with self._lock, _at_once():
             try:
                 self._look()
             except (WorkbenchError, OSError) as error:
@@ -161,8 +162,9 @@ class RunMonitor(Dashboard):
         self._head.object = (f"{badge} <code>{html.escape(str(run.path))}</code>{beside}<br>" + " · ".join(said) +
                              below)
         alive = state in ("running", "queued")
-        self._progress.value = round(100 * min(share, 1))
-        self._progress.param.update(active=state == "running", visible=alive or share > 0)
+        self._progress.param.update(visible=alive or share > 0, object=(
+            f'<progress max="1" value="{min(share, 1):.3f}" style="width:100%;height:14px;accent-color:#0072b2">'
+            "</progress>"))
         self._stop.visible, self._resume.visible = alive, not alive and state != "finished"
         self._save.visible = alive and not isinstance(run, Group)
 
@@ -234,6 +236,12 @@ class RunMonitor(Dashboard):
         self._on_show = True
         self._tick()
         return self._view
+
+
+def _at_once() -> AbstractContextManager:
+    """What changes meanwhile is sent to a served page in one piece, and drawn once, as it is to a cell anyway."""
+    served = pn.state.curdoc and pn.state.curdoc.session_context
+    return pn.io.hold() if served else nullcontext()
 
 
 def _newest_first(folder: Path) -> list[Path]:
