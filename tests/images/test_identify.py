@@ -45,6 +45,15 @@ def test_contrast_is_lower_for_a_model_that_knows_more(parts):
     assert told[0] < told[1] - 0.3
 
 
+def test_contrast_of_every_session_is_told_beside_that_of_all(parts):
+    model, told = build(sessions=[A, B], readout=False), {}
+    whole = identify.contrast(model, [A, B], each(parts, "valid"), each=told)
+    shown = identify.presented([A, B], each(parts, "valid"), TARGET, model.window)
+    assert whole == identify.contrast(model, [A, B], each(parts, "valid"))
+    share = np.bincount(shown.session) / len(shown.session)
+    assert share @ [told["a"], told["b"]] == pytest.approx(whole, rel=1e-5) and told["a"] != told["b"]
+
+
 def test_ridge_wants_presentations_to_fit_and_to_choose_by(parts):
     test = identify.presented([A, B], each(parts, "test"), TARGET, 0.3)
     train = identify.presented([A, B], [parts[0]["train"], np.empty((0, 2))], TARGET, 0.3)

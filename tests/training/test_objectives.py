@@ -87,10 +87,10 @@ def test_where_a_target_is_named_a_probe_reads_it_off_the_rates(masked, tmp_path
 
 def test_the_monitor_names_a_loss_a_loss(whole):
     view = whole.watch()
-    assert view._score.title.text == "validation loss" and "best validation loss" in view._head.object
-    assert list(view._valid.data["valid"]) == whole.metrics()["valid"].dropna().tolist()
-    low, high = view._score.y_range.start, view._score.y_range.end
-    assert all(low < value < high for value in view._valid.data["valid"])
+    assert view._curves.score.title.text == "validation loss" and "best validation loss" in view._head.object
+    assert list(view._curves.valid.data["valid"]) == whole.metrics()["valid"].dropna().tolist()
+    low, high = view._curves.score.y_range.start, view._curves.score.y_range.end
+    assert all(low < value < high for value in view._curves.valid.data["valid"])
 
 
 def test_a_model_that_needs_a_target_still_says_so(tiny, tmp_path):
@@ -102,7 +102,7 @@ def test_a_model_that_needs_a_target_still_says_so(tiny, tmp_path):
 class Toy(torch.nn.Module):
     """A loss that is random, and latents that follow the target linearly, bin by bin."""
 
-    decodes = reconstructs = False
+    decodes = reconstructs = locked = False
     window, warmup, bin_size, reads, history = 1.0, 0.0, 0.05, (), 0.0
 
     def __init__(self):
@@ -128,6 +128,28 @@ def test_the_loss_is_that_of_the_same_windows_and_random_numbers_at_every_call()
     assert objectives.own_loss(model, [SESSION], [PARTS["valid"]]) == one
     assert objectives.own_loss(model, [SESSION], [PARTS["test"]]) != one
     assert model.training
+
+
+def test_every_session_has_a_loss_of_its_own_and_the_whole_stays_what_it_was():
+    sessions = [SESSION, tuned("other", seed=1, seconds=60), tuned("third", seed=2, seconds=50)]
+    parts = [split(s)["test"] for s in sessions]
+    model, each = Toy(), {}
+    assert objectives.own_loss(model, sessions, parts, each=each) == objectives.own_loss(model, sessions, parts)
+    assert objectives.valid(model, sessions, parts, None) == {"valid": objectives.own_loss(model, sessions, parts),
+                                                              "valid_sessions": each}
+    model.loss = lambda batch: {"loss": batch.starts.mean()}
+    objectives.own_loss(model, sessions, parts, each=each)
+    for session, part in zip(sessions, parts, strict=True):             # which its windows of 1 s alone have
+        assert each[session.id] == pytest.approx(objectives.own_loss(model, [session], [part]))
+    assert list(objectives.valid(model, sessions[:1], parts[:1], None)) == ["valid"]
+
+
+def test_every_session_has_an_r2_of_its_own():
+    sessions = [SESSION, tuned("other", seed=1, seconds=40)]
+    parts = [split(s)["valid"] for s in sessions]
+    told = objectives.valid(models.build("gru", sessions, target="vel", **SMALL["gru"]), sessions, parts, "vel")
+    assert list(told["valid_sessions"]) == ["tuned", "other"]
+    assert sum(told["valid_sessions"].values()) / 2 == pytest.approx(told["valid"])
 
 
 def test_a_probe_finds_what_is_linear_in_the_latents_and_nothing_where_it_is_not_bin_by_bin():

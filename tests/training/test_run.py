@@ -93,8 +93,8 @@ len(run.metrics()), run.state, run.result(), run.log(), workbench.runs(run.path.
 run.recipe, run.wait(), run.stop()
 view = run.watch()
 view.__panel__()
-shown = [len(view._curve.data["step"]), len(view._valid.data["step"])]
-print(*shown, sorted(view._dashed), "simulated" in view._head.object)
+shown = [len(view._curves.loss.data["step"]), len(view._curves.valid.data["step"])]
+print(*shown, sorted(view._curves.dashed), "simulated" in view._head.object)
 print("torch" in sys.modules)
 """, tmp_path / "run")
     assert out.splitlines() == ["20 2 ['ridge', 'this run'] True", "False"]
@@ -108,7 +108,7 @@ def test_the_monitor_follows_a_run_and_asks_it_to_stop(tiny, tmp_path):
     with open(run.path / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 3, "l')
     view.refresh()
-    assert list(view._curve.data["step"]) == [1, 2] and list(view._valid.data["valid"]) == [0.5]
+    assert list(view._curves.loss.data["step"]) == [1, 2] and list(view._curves.valid.data["valid"]) == [0.5]
     with FileLock(run.path / "lock"):
         storage.write_json(run.path / "status.json", {"state": "running", "step": 2, "stage": "training"})
         view.refresh()

@@ -1,4 +1,5 @@
 import math
+from io import FileIO
 
 import pytest
 
@@ -25,27 +26,60 @@ def test_a_cut_last_line_is_not_read_and_does_not_spoil_the_next_row(tmp_path):
     storage.append(path, {"step": 1})
     with open(path, "ab") as file:
         file.write(b'{"step": 2, "lo')
-    rows, offset = storage.rows(path)
-    assert rows == [{"step": 1}]
+    tail = storage.Tail(path)
+    assert storage.rows(path) == tail.look()[0] == [{"step": 1}]
     storage.append(path, {"step": 3})
-    assert storage.rows(path)[0] == [{"step": 1}, {"step": 3}]
-    assert storage.rows(path, offset)[0] == [{"step": 3}]
+    assert storage.rows(path) == [{"step": 1}, {"step": 3}]
+    assert tail.look() == ([{"step": 3}], False)
 
 
-def test_rows_from_an_offset_are_the_new_ones_only(tmp_path):
+def test_half_a_line_is_read_once_it_is_whole(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert storage.rows(path) == ([], 0)
     storage.append(path, {"step": 1})
-    _, offset = storage.rows(path)
-    storage.append(path, {"step": 2})
-    rows, end = storage.rows(path, offset)
-    assert rows == [{"step": 2}]
-    assert end == path.stat().st_size
+    tail = storage.Tail(path)
+    for piece, rows in ((b'{"step"', [{"step": 1}]), (b": 2", []), (b"}\n", [{"step": 2}]), (b"", [])):
+        with open(path, "ab") as file:
+            file.write(piece)
+        assert tail.look() == (rows, False)
+
+
+def test_a_look_gives_the_new_rows_and_reads_no_more_than_them(tmp_path, monkeypatch):
+    path, read = tmp_path / "metrics.jsonl", []
+
+    class Counted(FileIO):
+        def read(self, *size):
+            read.append(super().read(*size))
+            return read[-1]
+
+    monkeypatch.setattr(storage, "open", lambda path, mode: Counted(path, mode), raising=False)
+    tail = storage.Tail(path)
+    assert tail.look() == ([], False)
+    path.write_text("".join(f'{{"step": {step}, "loss": 0.5}}\n' for step in range(10_000)))
+    assert len(tail.look()[0]) == 10_000
+    read.clear()
+    with path.open("a") as file:
+        file.write('{"step": 10000, "loss": 0.4}\n')
+    assert tail.look() == ([{"step": 10000, "loss": 0.4}], False)
+    assert sum(map(len, read)) <= len('{"step": 10000, "loss": 0.4}\n') + storage.KNOWN_BY
+
+
+@pytest.mark.parametrize("then", [[1], [7, 8, 9, 10], [4, 5], []])
+def test_a_file_that_was_cut_or_written_anew_is_read_from_its_start(tmp_path, then):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        storage.append(path, {"step": step})
+    tail = storage.Tail(path)
+    tail.look()
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in then))
+    assert tail.look() == ([{"step": step} for step in then], True)
+    assert tail.look() == ([], False)
+    path.unlink()
+    assert tail.look() == ([], bool(then))
 
 
 def test_numbers_that_are_not_finite_become_null_in_json(tmp_path):
     storage.append(tmp_path / "m.jsonl", {"step": 1, "valid": math.nan})
-    assert storage.rows(tmp_path / "m.jsonl")[0] == [{"step": 1, "valid": None}]
+    assert storage.rows(tmp_path / "m.jsonl") == [{"step": 1, "valid": None}]
 
 
 def test_rows_that_a_resumed_run_went_over_again_count_once():

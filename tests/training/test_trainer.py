@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from workbench import models
+from workbench.sources.simulated import reach_sim
 from workbench.training import checkpoint, loop
 from workbench.training.loop import Diverged, learning_rate
 from workbench.training.recipe import Optim
@@ -181,6 +182,19 @@ def test_a_checkpoint_is_written_when_it_is_asked_for_and_changes_nothing(tiny, 
     assert train(tiny, tmp_path, on_step=ask) == "finished"
     assert "step-000000013" in there[13] and not (tmp_path / "SAVE").exists()
     assert equal(final(tmp_path), final(whole))
+
+
+def test_rows_say_the_memory_and_where_there_are_several_sessions_the_score_of_each(tiny, recording, whole, tmp_path):
+    other = tmp_path / "other.h5"
+    reach_sim(1, seconds=40, units=12).save(other)
+    recipe = tiny.with_(data=[str(recording), str(other)], budget={"steps": 6, "eval_every": 3})
+    assert train(recipe, tmp_path / "run") == "finished"
+    metrics = Run(tmp_path / "run").metrics()
+    assert 0.01 < metrics["memory_gb"].min() < 100
+    for _, row in metrics.dropna(subset="valid").iterrows():
+        assert np.mean(list(row["valid_sessions"].values())) == pytest.approx(row["valid"])
+    assert metrics["valid_sessions"].notna().tolist() == [False, False, True] * 2
+    assert "valid_sessions" not in Run(whole).metrics()
 
 
 def test_only_two_checkpoints_are_kept_and_they_hold_plain_data_only(whole):

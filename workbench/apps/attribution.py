@@ -28,6 +28,7 @@ import param
 from workbench.apps._background import Background
 from workbench.apps._beside import Beside
 from workbench.apps._of_a_run import page_of_a_run
+from workbench.apps._run_facts import has_conditions
 from workbench.apps._worth import Bars, Curves, shares
 from workbench.display import Dashboard, Text, alert
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
@@ -280,17 +281,10 @@ def _held_out(session, how: dict) -> np.ndarray:
 def app() -> pn.viewable.Viewable:
     """The served page: the run that `?run=FOLDER` names, or a choice of the runs in `?folder=` (else in `runs`)."""
     folder = Path(pn.state.session_args.get("folder", [b"runs"])[-1].decode())
-    known = [str(path) for path in runs(folder).index if _has_conditions(path)]
+    known = [str(path) for path in runs(folder).index if has_conditions(path)]
     says = "" if known else (f"There is no trained model with conditions in {html.escape(str(folder.resolve()))}: this "
                              "is an example, a small network trained here on a simulated recording.")
     return page_of_a_run("Attribution", _build, [*known, EXAMPLE], STATE, ["modalities"], says)
-
-
-def _has_conditions(path: str) -> bool:
-    try:
-        return bool(Run(path).recipe.model.settings.get("conditions")) and (Path(path) / "model").is_dir()
-    except (WorkbenchError, AttributeError):                            # a group of runs has no recipe of its own
-        return False
 
 
 def _build(run: str, session: str | None, tell: Callable[[str], None], **asked: str) -> Attribution:

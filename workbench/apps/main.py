@@ -22,7 +22,7 @@ DASHBOARDS = {                                                          # name â
                     attribution.app),
     "gallery": ("Gallery", "Pictures that were shown beside those made from spikes, and beside what needs no spikes.",
                 gallery.app),
-    "runs": ("Runs", "A training run as it goes: curves, baselines, throughput; stop and resume it.", runs.app),
+    "runs": ("Runs", "Training runs as they go: what differs, curves, baselines, sessions; stop, resume.", runs.app),
 }
 OF_A_RECORDING = ("raster", "masking")                                  # those that `data=` makes sense for
 

@@ -1,7 +1,7 @@
 """The run monitor: one training run while it goes on, or as it ended. It reads the run's folder and nothing else.
 
-    metrics.jsonl, from the byte last read → curves;  status.json → state, progress, throughput;  Stop → a file STOP
-    of several runs as one (a comparison, a sweep): the table as far as it has come, and each of them to choose
+    metrics.jsonl, what is new in it → curves;  status.json → state, progress, throughput;  Stop → a file STOP
+    of several runs: a table of them to choose from; of several as one (a comparison, a sweep) its own table too
 
 The last line of a cell is `run.watch()`; served, `?run=FOLDER` chooses the run. It works on a run of another kernel,
 of another machine that shares the folder, or of last year. In a notebook it looks from a thread, because a cell that
@@ -13,48 +13,45 @@ from __future__ import annotations
 import html
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import pandas as pd
 import panel as pn
 import param
-from bokeh.models import ColumnDataSource, Range1d, Span
-from bokeh.plotting import figure
 
-from workbench.display import Dashboard, Text, alert, in_kernel, page
+from workbench.apps._run_curves import Curves
+from workbench.apps._run_facts import STATES, facts, opening, recipe_of, red, wrong
+from workbench.apps._run_table import RunTable
+from workbench.display import Dashboard, Text, address, alert, cell_safe, in_kernel, page
 from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.group import Group
-from workbench.training.run import ENDED, Run, newest_rows, runs
+from workbench.training.run import ENDED, Run
 
 PATIENCE = 3                                                            # looks until a silent browser is helped
-SHOWN = 2000                                                            # points of a curve, at most
-COLORS = {"this run": "#0072b2", "ridge": "#6e6e6e", "gru": "#d55e00"}
-STATES = {"finished": "#009e73", "running": "#0072b2", "queued": "#0072b2", "stopped": "#e69f00"}
+SELDOM = 6                                                              # looks at the run for one at all the others
 
 
 class RunMonitor(Dashboard):
-    """Loss, validation score (R² with the baselines' held-out R² dashed, or loss), progress, throughput, Stop,
-    Checkpoint now, Resume.
+    """Loss, gradient norm, validation score (R² with the baselines' held-out R² dashed, or loss), progress, throughput,
+    memory, Stop, Checkpoint now, Resume; a table of the runs where there are several.
 
-    run: the run's folder; None: the newest run in `folder`. interval: milliseconds between two looks.
+    run: the run's folder; None: the newest run in `folder`. interval: milliseconds between two looks. link: makes the
+    address of a dashboard, link(name, run=FOLDER), for what opens the model; None: the code that does is shown.
     """
 
     run = param.Selector(doc="Folder of the run that is shown")
-    interval = param.Integer(1000, bounds=(100, None))
+    interval = param.Integer(500, bounds=(100, None))
 
-    def __init__(self, run: str | Path | None = None, *, folder: str | Path = "runs", **params):
+    def __init__(self, run: str | Path | None = None, *, folder: str | Path = "runs",
+                 link: Callable[..., str] | None = None, **params):
         super().__init__(**params)
-        known = [place for p in runs(folder).index for place in _with_members(p)]
-        asked = _with_members(run) if run is not None else []
-        first = next(iter([*asked, *known]), None)
-        self.param.run.objects = list(dict.fromkeys([*asked, *known]))
-        self._choose = len(asked) > 1 or (run is None and bool(known))
-        self._folder = Path(folder).expanduser().resolve()
-        self._curve = ColumnDataSource({"step": [], "loss": [], "smooth": []})
-        self._valid = ColumnDataSource({"step": [], "valid": []})
-        self._head = Text(sizing_mode="stretch_width")
-        self._progress = pn.indicators.Progress(max=100, value=0, sizing_mode="stretch_width", margin=(0, 10))
+        self._asked, self._folder, self._link = run, Path(folder).expanduser().resolve(), link
+        self.param.run.objects = self._places()
+        self._curves, self._table = Curves(), RunTable(lambda place: setattr(self, "run", place))
+        self._head, self._alert, self._opens = (Text(sizing_mode="stretch_width", margin=(5, 10)) for _ in range(3))
+        self._progress = Text(sizing_mode="stretch_width", margin=(12, 10, 2, 10))
         self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
         self._save = pn.widgets.Button(label="Checkpoint now", width=130)
         self._resume = pn.widgets.Button(label="Resume", color="primary", width=90)
@@ -62,23 +59,15 @@ class RunMonitor(Dashboard):
         self._save.on_click(lambda _: self._act("checkpoint"))
         self._resume.on_click(lambda _: self._act("resume"))
         self._ticking, self._on_show, self._lock = None, False, threading.RLock()
-        self._plots()
-        self.run = first
-        self._open()
+        self.run = next(iter(self.param.run.objects), None)             # which opens it
+        if self.run is None:
+            self._open()
 
-    def _plots(self) -> None:
-        """Both plots, shown once there is something to draw."""
-        share = dict(height=260, sizing_mode="stretch_width", toolbar_location="above",
-                     tools="pan,wheel_zoom,box_zoom,reset,hover", tooltips=[("step", "$x{0,0}"), ("", "$y{0.000}")])
-        self._loss = figure(title="training loss", x_axis_label="step", **share)
-        self._loss.line("step", "loss", source=self._curve, color=COLORS["this run"], alpha=0.25)
-        self._loss.line("step", "smooth", source=self._curve, color=COLORS["this run"], line_width=2)
-        self._score = figure(x_axis_label="step", x_range=self._loss.x_range, y_range=Range1d(-0.1, 1.0), **share)
-        self._score.line("step", "valid", source=self._valid, color=COLORS["this run"], line_width=2)
-        self._score.scatter("step", "valid", source=self._valid, color=COLORS["this run"], size=6)
-        plots = (self._loss, self._score)
-        self._curves = pn.Row(*(pn.pane.Bokeh(plot, sizing_mode="stretch_width") for plot in plots),
-                              sizing_mode="stretch_width", visible=False)
+    def _places(self) -> list[str]:
+        """Folders of the runs to choose from, as they are now: those of the run, or of all runs in the folder."""
+        if self._asked is not None:
+            return _with_members(self._asked)
+        return [place for path in _newest_first(self._folder) for place in _with_members(path)]
 
     @param.depends("run", watch=True)
     def _open(self) -> None:
@@ -87,19 +76,27 @@ class RunMonitor(Dashboard):
 
     def _start_over(self) -> None:
         """Blank everything, then show the run as it is now."""
-        with self._lock:
-            self._rows, self._offset, self._dashed = [], 0, {}
-            self._score.center = [r for r in self._score.center if not isinstance(r, Span)]
-            self._curve.data, self._valid.data = {"step": [], "loss": [], "smooth": []}, {"step": [], "valid": []}
-            for part in (self._curves, self._progress, self._stop, self._save, self._resume):
-                part.visible = False
-            self._head.object, self._progress.value = "", 0
+        with self._lock, _at_once():
+            self._looks, self._state = 0, ""
+            self._tail = storage.Tail(Path(self.run or self._folder) / "metrics.jsonl")
+            self._blank()
             self.refresh()
 
+    def _blank(self) -> None:
+        self._curves.start_over()
+        for part in (self._progress, self._stop, self._save, self._resume, self._alert, self._opens):
+            part.visible = False
+        self._head.object = self._alert.object = self._progress.object = ""
+
     def refresh(self) -> None:
-        """Take in what the run has written since the last look."""
-        with self._lock:
-            self._look()
+        """Take in what the run has written since the last look; a folder that is gone is told in a sentence."""
+        with self._lock, _at_once():
+            try:
+                self._look()
+            except (WorkbenchError, OSError) as error:
+                self._blank()
+                self._survey()                                          # the others are there still
+                self._complain(str(error))
 
     def _look(self) -> None:
         if self.run is None:
@@ -107,101 +104,90 @@ class RunMonitor(Dashboard):
                                  "<code>workbench.launch(\"demo\")</code>.")
             return
         run = Run(self.run)
-        new, self._offset = storage.rows(run.path / "metrics.jsonl", self._offset)
-        if new:
-            self._rows += new
-            table = newest_rows(self._rows)
-            smooth = table["loss"].ewm(span=max(len(table) // 50, 2)).mean()
-            thin = slice(None, None, -(-len(table) // SHOWN))
-            self._curve.data = {"step": table["step"][thin], "loss": table["loss"][thin], "smooth": smooth[thin]}
-            if "valid" in table:
-                valid = table.dropna(subset="valid")
-                self._valid.data = {"step": valid["step"], "valid": valid["valid"]}
-                self._scale(run.status.get("valid_name"), valid["valid"])
-        self._curves.visible = bool(self._rows)
+        state = run.state                                               # asked first, so that the last look sees all
+        new, anew = self._tail.look()
+        if new or anew:
+            self._curves.take(new, anew, run.status.get("valid_name"))
         self._baselines(run)
-        self._say_table(run) if isinstance(run, Group) else self._say(run)
+        self._say_table(run, state) if isinstance(run, Group) else self._say(run, state)
+        self._complain(wrong(run, self._curves))
+        if self._looks % SELDOM == 0 or state != self._state:
+            self._survey()
+            said = opening(run, self._link)
+            self._opens.param.update(object=said, visible=bool(said))
+        self._looks, self._state = self._looks + 1, state
 
-    def _scale(self, name: str | None, values: pd.Series) -> None:
-        """The axis of what validation measures: R² up to 1, the dashed lines on it too; a loss wherever it is."""
-        if name == "loss":
-            room = 0.05 * max(values.max() - values.min(), 1e-6)
-            self._score.y_range.update(start=values.min() - room, end=values.max() + room)
-            self._score.title.text = "validation loss"
-        else:
-            self._score.y_range.update(start=min(-0.1, max(values.min(), -1.0) - 0.05), end=1.0)
-            self._score.title.text = "R²: validation by step, baselines on held-out time dashed"
+    def _survey(self) -> None:
+        """All runs that there are by now, where there are several."""
+        try:
+            places = self._places()
+        except (WorkbenchError, OSError):                               # the run itself is gone, which will be said
+            places = []
+        offered = [*places, *[self.run] * (self.run not in places)]
+        if offered != self.param.run.objects:
+            self.param.run.objects = offered
+        self._table.show(places if len(places) > 1 else [], self.run)
+
+    def _complain(self, sentence: str) -> None:
+        self._alert.param.update(object=red(sentence), visible=bool(sentence))
 
     def _baselines(self, run: Run) -> None:
         places = {"this run": run.path, **{p.parent.name: p.parent for p in run.path.glob("baselines/*/scores.json")}}
         for name, place in places.items():
-            own = storage.read_json(place / "scores.json")
-            if own and name not in self._dashed:
-                score = own["scores"].get(own["protocol"]["target"], {}).get("r2")
-                if score is None:                                       # no target, or nothing there varied
-                    continue
-                self._dashed[name] = score
-                if run.status.get("valid_name") != "loss":
-                    self._score.add_layout(Span(location=score, dimension="width", line_dash="dashed", line_width=2,
-                                                line_color=COLORS.get(name, "#cc79a7")))
+            own = None if name in self._curves.dashed else storage.read_json(place / "scores.json")
+            score = own and own["scores"].get(own["protocol"]["target"], {}).get("r2")
+            if score is not None:                                       # else no target, or nothing there varied
+                self._curves.dash(name, score, run.status.get("valid_name") != "loss")
 
-    def _say(self, run: Run) -> None:
-        status, state = run.status, run.state
-        recipe = run.recipe
-        steps = recipe.budget.steps
-        step = status.get("step") or 0
-        facts = [f"{recipe.model.name} on {recipe.data if isinstance(recipe.data, str) else ', '.join(recipe.data)}"]
-        if state in ("running", "queued"):
-            facts.append(status.get("stage", "starting"))
-        if step:
-            facts.append(f"step {step:,} of {steps:,}")
-        elif state == "finished":
-            facts.append("solved at once, without steps")
-        if status.get("spikes_per_s") and state == "running":
-            facts.append(f"{status['spikes_per_s']:,.0f} spikes/s")
-        if self._rows:
-            facts.append(f"{100 * self._rows[-1].get('data_wait', 0):.0f} % of a step waits for data")
-        if status.get("valid") is not None:
-            facts.append(f"best validation {status['valid_name']} {status['valid']:.3f}")
-        facts += [f"<span style='color:{COLORS.get(n, '#cc79a7')}'>held-out R² of {html.escape(n)} {r2:.3f}</span>"
-                  for n, r2 in self._dashed.items()]
+    def _say(self, run: Run, state: str) -> None:
         resolved = storage.read_json(run.path / "resolved.json") or {}
         simulated = " <b>simulated data</b>" if any(r["simulated"] for r in resolved.get("recordings", [])) else ""
-        self._show(run, state, facts, step / steps, simulated)
+        share = (run.status.get("step") or 0) / (recipe_of(run.path) or run.recipe).budget.steps
+        self._show(run, state, facts(run, state, self._curves), share, simulated)
 
-    def _say_table(self, run: Group) -> None:
+    def _say_table(self, run: Group, state: str) -> None:
         """Of several runs as one: how many are done, and their table."""
-        status, state, table = run.status, run.state, run.scores().dropna(axis=1, how="all")
+        status, table = run.status, run.scores().dropna(axis=1, how="all")
         of = len(run.plan["runs"])
         done = of - len(run.left)
-        facts = [f"{run.plan['kind']} of {of} runs, {done} done"]
+        said = [f"{run.plan['kind']} of {of} runs, {done} done"]
         if state in ("running", "queued"):
-            facts.append(html.escape(status.get("stage", "starting")))
-        # nbclient, which executes saved notebooks, fails over a message that holds the word "state".
-        shown = table.to_html(na_rep="", float_format="{:.4g}".format, border=0).replace("state", "st&#97;te")
-        self._show(run, state, facts, done / of, below=f"<div style='overflow-x:auto'>{shown}</div>")
+            said.append(html.escape(status.get("stage", "starting")))
+        shown = cell_safe(table.to_html(na_rep="", float_format="{:.4g}".format, border=0))
+        self._show(run, state, said, done / of, below=f"<div style='overflow-x:auto'>{shown}</div>")
 
-    def _show(self, run: Run, state: str, facts: list[str], share: float, beside: str = "", below: str = "") -> None:
+    def _show(self, run: Run, state: str, said: list[str], share: float, beside: str = "", below: str = "") -> None:
         """The head, the progress and the buttons."""
-        if run.error:
-            facts.append(f"<span style='color:#b00020'>{html.escape(run.error)}</span>")
-        badge = f"<b style='color:{STATES.get(state, '#b00020')}'>{state}</b>"
-        self._head.object = (f"{badge} <code>{html.escape(str(run.path))}</code>{beside}<br>" + " · ".join(facts) +
+        badge = f"<b style='color:{STATES.get(state, STATES[None])}'>{state}</b>"
+        self._head.object = (f"{badge} <code>{html.escape(str(run.path))}</code>{beside}<br>" + " · ".join(said) +
                              below)
         alive = state in ("running", "queued")
-        self._progress.value = round(100 * min(share, 1))
-        self._progress.param.update(active=state == "running", visible=alive or share > 0)
+        self._progress.param.update(visible=alive or share > 0, object=(
+            f'<progress max="1" value="{min(share, 1):.3f}" style="width:100%;height:14px;accent-color:#0072b2">'
+            "</progress>"))
         self._stop.visible, self._resume.visible = alive, not alive and state != "finished"
         self._save.visible = alive and not isinstance(run, Group)
 
     def _act(self, verb: str) -> None:
-        getattr(Run(self.run), verb)()
+        try:
+            getattr(Run(self.run), verb)()
+        except WorkbenchError as error:
+            self._complain(str(error))
+            return
         self._tick()
         self.refresh()
 
+    @property
+    def _ended(self) -> bool:
+        """Whether nothing that is on view can change any more."""
+        try:
+            return not self._table.going and (self.run is None or Run(self.run).state in ENDED)
+        except (WorkbenchError, OSError):                               # its folder is gone
+            return not self._table.going
+
     def _tick(self) -> None:
         """Look again and again until the run has ended."""
-        if not self._on_show or self._ticking or self.run is None or Run(self.run).state in ENDED:
+        if not self._on_show or self._ticking or self._ended:
             return
         if in_kernel() and not (pn.state.curdoc and pn.state.curdoc.session_context):
             self._ticking = threading.Thread(target=self._follow, daemon=True)
@@ -211,11 +197,8 @@ class RunMonitor(Dashboard):
 
     def _look_again(self) -> bool:
         """True while there may be more to see."""
-        try:
-            ended = Run(self.run).state in ENDED                        # asked first, so that the last look sees all
-            self.refresh()
-        except WorkbenchError as error:                                 # its folder is gone
-            ended, self._head.object = True, html.escape(str(error))
+        ended = self._ended                                             # asked first, so that the last look sees all
+        self.refresh()
         if ended and not isinstance(self._ticking, threading.Thread):
             self._ticking.stop()
             self._ticking = None
@@ -246,12 +229,26 @@ class RunMonitor(Dashboard):
         self._ticking = None
 
     def __panel__(self) -> pn.viewable.Viewable:
-        chooser = [pn.widgets.Select.from_param(self.param.run, label="Run", sizing_mode="stretch_width")]
         buttons = pn.Row(self._progress, self._stop, self._save, self._resume)
-        self._view = pn.Column(*chooser * self._choose, self._head, buttons, self._curves, sizing_mode="stretch_width")
+        several = self._asked is None or isinstance(Run(self._asked), Group)
+        self._view = pn.Column(*[self._table] * several, self._head, self._alert, buttons, self._opens, self._curves,
+                               sizing_mode="stretch_width")
         self._on_show = True
         self._tick()
         return self._view
+
+
+def _at_once() -> AbstractContextManager:
+    """What changes meanwhile is sent to a served page in one piece, and drawn once, as it is to a cell anyway."""
+    served = pn.state.curdoc and pn.state.curdoc.session_context
+    return pn.io.hold() if served else nullcontext()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The runs in a folder, as `runs` lists them, without reading their recipes."""
+    found = [file.parent for name in (Run.HOLDS, Group.HOLDS) for file in folder.glob(f"*/{name}")]
+    started = lambda path: (storage.read_json(path / "status.json") or {}).get("started") or 0
+    return sorted(found, key=started, reverse=True)
 
 
 def _with_members(path: str | Path) -> list[str]:
@@ -263,11 +260,13 @@ def _with_members(path: str | Path) -> list[str]:
 def app() -> pn.viewable.Viewable:
     """The served page: the run that `?run=FOLDER` names, or a choice of the runs in `?folder=` (else in `runs`)."""
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
+    hub = "app" in asked
+    link = lambda name, **told: address(app=name, **told) if hub else name + address(**told)            # its neighbours
     try:
-        view = RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"))
+        view = RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"), link=link)
     except WorkbenchError as error:
         return page("Runs", alert(error))
-    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
+    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible=hub, margin=(0, 10))
     return page("Runs", home, view)
 
 

@@ -83,15 +83,22 @@ def read_out(model: nn.Module, sessions: Sequence[Session], shown: Presented, ba
     return np.concatenate(found)
 
 
-def contrast(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndarray]) -> float:
-    """The validation score: nats that it takes to find the picture of a presentation among all pictures of the part."""
+def contrast(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndarray],
+             each: dict[str, float] | None = None) -> float:
+    """The validation score: nats that it takes to find the picture of a presentation among all pictures of the part.
+
+    each: takes in the mean of every session's presentations, by its id.
+    """
     shown = presented(sessions, parts, model.target, model.window)
     device = next(model.parameters()).device
     found = torch.from_numpy(read_out(model, sessions, shown)).to(device)
     keys = normalize(torch.from_numpy(shown.vectors).float().to(device) - model.mean, dim=1)
     with torch.no_grad():
-        logits = found @ keys.T / model.temperature
-        return cross_entropy(logits, torch.from_numpy(shown.which).to(device)).item()
+        logits, which = found @ keys.T / model.temperature, torch.from_numpy(shown.which).to(device)
+        for i in np.unique(shown.session) if each is not None else ():
+            own = torch.from_numpy(shown.session == i).to(device)
+            each[sessions[i].id] = cross_entropy(logits[own], which[own]).item()
+        return cross_entropy(logits, which).item()
 
 
 def counts_of(sessions: Sequence[Session], shown: Presented, step: float) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -76,13 +77,13 @@ def copy(model: nn.Module) -> Weights:
 
 
 def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder: Path, *,
-        evaluate: Callable[[nn.Module], float], higher: bool, report: Callable[..., None],
+        evaluate: Callable[[nn.Module], dict[str, Any]], higher: bool, report: Callable[..., None],
         log: Callable[[str], None], stopping: Callable[[], bool], ranks: Ranks = ALONE) -> dict[str, Any]:
     """Train `model` in place and leave it with its best weights (on rank 0, where there are several processes).
 
-    batches(k) → the SpikeBatch of step k; evaluate(model) → its score on the validation part, of which `higher` (or
-    lower) is better; report(**fields) is called every step; stopping() says whether to save and raise Stopped. A file
-    SAVE in the folder asks for a checkpoint after the next step.
+    batches(k) → the SpikeBatch of step k; evaluate(model) → what its metrics row says of the validation part, with
+    `valid`, the score of which `higher` (or lower) is better; report(**fields) is called every step; stopping() says
+    whether to save and raise Stopped. A file SAVE in the folder asks for a checkpoint after the next step.
     Returns {best_step, valid, seconds}; raises Diverged.
     """
     optim, budget = recipe.optim, recipe.budget
@@ -93,6 +94,7 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     step, seconds, places = 0, 0.0, folder / "checkpoints"
     rows, asked = storage.Rows(folder / "metrics.jsonl") if ranks.first else None, folder / "SAVE"
     asking = storage.seldom(folder, lambda: stopping() or asked.exists())
+    memory = _memory(device)
 
     state = checkpoint.newest(places, log)
     if state:
@@ -143,10 +145,11 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
 
         step += 1
         taken = time.perf_counter() - start
-        row = {"step": step, **row, "lr": lr, "spikes_per_s": spikes / taken, "data_wait": waited / taken}
+        row = {"step": step, **row, "lr": lr, "spikes_per_s": spikes / taken, "data_wait": waited / taken,
+               "memory_gb": memory()}
         if ranks.first and (step % budget.eval_every == 0 or step == budget.steps):
             with using(model, ema) as averaged:
-                row["valid"] = evaluate(averaged)
+                row |= evaluate(averaged)
                 if best is None or math.isnan(best["valid"]) or \
                         (row["valid"] > best["valid"] if higher else row["valid"] < best["valid"]):
                     best = {"step": step, "valid": row["valid"], "weights": copy(averaged)}
@@ -176,6 +179,14 @@ def _gradient(losses_of: precision.LossOf, batch: SpikeBatch, pieces: int) -> pr
         (losses["loss"] / pieces).backward()
         told = {name: told.get(name, 0.0) + value.detach() / pieces for name, value in losses.items()}
     return told
+
+
+def _memory(device: torch.device) -> Callable[[], float]:
+    """What asks for the memory in use, in GB: the most so far on a GPU, else the process's resident memory now."""
+    if device.type == "cuda":
+        return lambda: round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    process = psutil.Process()                                          # made once: asking takes microseconds
+    return lambda: round(process.memory_info().rss / 1e9, 3)
 
 
 def fastest_threads(model: nn.Module, batches: Callable[[int], Any], losses_of: precision.LossOf) -> int:

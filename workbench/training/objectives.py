@@ -47,13 +47,19 @@ def valid_name(model: nn.Module) -> str:
     return "R²" if model.decodes else "loss"
 
 
-def valid(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndarray], target: str | None) -> float:
-    """What the best weights are chosen by: R², the higher the better, or the loss, the lower the better."""
+def valid(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndarray],
+          target: str | None) -> dict[str, Any]:
+    """`valid`, what the best weights are chosen by: R², the higher the better, or the loss, the lower the better; and
+    where there are several sessions `valid_sessions`, session id → the same of it alone."""
+    each: dict[str, float] = {}
     if model.decodes:                                                   # four windows over every sample choose as well
-        return decoding.score(model, sessions, parts, target, causal=False, step=model.window / 4)["r2"]
-    if model.locked:
-        return identify.contrast(model, sessions, parts)
-    return own_loss(model, sessions, parts, target)
+        found = decoding.score(model, sessions, parts, target, causal=False, step=model.window / 4)
+        score, each = found["r2"], found.get("sessions", {})
+    elif model.locked:
+        score = identify.contrast(model, sessions, parts, each=each)
+    else:
+        score = own_loss(model, sessions, parts, target, each=each)
+    return {"valid": score} | ({"valid_sessions": each} if len(sessions) > 1 else {})
 
 
 def held_out(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.ndarray], valid: Sequence[np.ndarray],
@@ -156,11 +162,12 @@ def _forecast(model: nn.Module, sessions: Sequence[Session], *parts: Sequence[np
 
 @torch.no_grad()
 def own_loss(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.ndarray], target: str | None = None, *,
-             seed: int = 0, batch_size: int = 16) -> float:
+             seed: int = 0, batch_size: int = 16, each: dict[str, float] | None = None) -> float:
     """The mean of the model's loss over windows side by side in `parts` ([n, 2] seconds, one array a session); only a
     history that they open with may lie before.
 
     The same windows and the same random numbers (a masked model hides something in evaluation too) at every call.
+    each: takes in the mean of every session, by its id.
     """
     reader = Reader(sessions, (target,) if target is not None else (), also=model.reads)
     starts = [sliding(reaching_back(_edges(model, s, part, target), model.history, s.intervals), model.window,
@@ -169,14 +176,26 @@ def own_loss(model: nn.Module, sessions: Sequence[Session], parts: Sequence[np.n
     if len(starts) > MOST:
         chosen = np.linspace(0, len(starts) - 1, MOST).round().astype(int)
         session, starts = session[chosen], starts[chosen]
-    device, training, total = next(model.parameters()).device, model.training, 0.0
+    device, training, total, own = next(model.parameters()).device, model.training, 0.0, np.zeros(len(sessions))
+    cuda = [device] if device.type == "cuda" else []
+    loss = lambda at: model.loss(reader.read(session[at], starts[at], model.window).to(device))["loss"].item() * len(at)
     model.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         for at in np.array_split(np.arange(len(starts)), -(-len(starts) // batch_size)):
-            batch = reader.read(session[at], starts[at], model.window).to(device)
-            total += model.loss(batch)["loss"].item() * len(at)
+            found = loss(at)
+            total += found
+            there = np.unique(session[at])
+            if len(there) == 1:
+                own[there] += found
+            elif each is not None:                                      # few batches hold windows of two sessions
+                for one in there:
+                    with torch.random.fork_rng(devices=cuda):           # the whole does not depend on it
+                        own[one] += loss(at[session[at] == one])
     model.train(training)
+    if each is not None:
+        windows = np.bincount(session, minlength=len(sessions))
+        each |= {s.id: float(sum_ / n) for s, sum_, n in zip(sessions, own, windows, strict=True) if n}
     return total / len(starts)
 
 

@@ -125,12 +125,14 @@ class Run:
         return there + status.get("error", "")
 
     def metrics(self) -> pd.DataFrame:
-        """One row a step: loss, lr, grad_norm, spikes_per_s, data_wait (share of the time), and now and then valid.
+        """One row a step: loss, lr, grad_norm, spikes_per_s, data_wait (share of the time), memory_gb (resident, or the
+        most that was taken of a GPU), and now and then valid.
 
-        `valid` is the score on the validation part, whose name is status["valid_name"].
+        `valid` is the score on the validation part, whose name is status["valid_name"]; `valid_sessions` the same of
+        each session, where there are several.
         Rows that a resumed run went over again count once.
         """
-        return newest_rows(storage.rows(self.path / "metrics.jsonl")[0])
+        return newest_rows(storage.rows(self.path / "metrics.jsonl"))
 
     def log(self, tail: int = 50) -> str:
         """The last lines of log.txt; of a job on a cluster that has written none, what it printed there."""

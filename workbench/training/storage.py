@@ -4,7 +4,8 @@
     write   bytes → another name in the same folder → the disk → the file's own name; in a store an object appears whole
     Rows    one row → one unbuffered write, so that a kill can only cut the last line. A store cannot add to an object:
             there it is written anew every few seconds, and before a checkpoint
-    rows    the whole lines of a JSONL file, from a byte offset on; a cut or garbled line is skipped
+    rows    the whole lines of a JSONL file; a cut or garbled line is skipped
+    Tail    the same, look by look: what was written since the last one
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from workbench.files import replacing
 if TYPE_CHECKING:
     from upath import UPath
 
+KNOWN_BY = 64                                                           # bytes that a file is known again by
 SELDOM = 5                                                              # seconds between two writes of a growing object
 
 
@@ -150,20 +152,37 @@ def seldom(path: Path | UPath, look: Callable[[], bool]) -> Callable[[], bool]:
     return asked
 
 
-def rows(path: Path | UPath, offset: int = 0) -> tuple[list[dict], int]:
-    """The rows in whole lines from byte `offset` on, and the offset to go on from. A missing file has no rows."""
-    try:
-        new = content(path, offset)
-    except FileNotFoundError:
-        return [], offset
-    whole = new[: new.rfind(b"\n") + 1]
-    found = []
-    for line in whole.splitlines():
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                found.append(row)
-    return found, offset + len(whole)
+def rows(path: Path | UPath) -> list[dict]:
+    """The rows in whole lines. A missing file has no rows."""
+    return Tail(path).look()[0]
+
+
+class Tail:
+    """A JSONL file that grows: each look reads what was written since the one before, and nothing twice."""
+
+    def __init__(self, path: Path | UPath):
+        self.path, self._offset, self._end = path, 0, b""
+
+    def look(self) -> tuple[list[dict], bool]:
+        """The rows in whole lines that are new, and whether the file is another one than before: it was cut or
+        written anew, or is gone. Then they are all the rows there are."""
+        try:
+            new = content(self.path, self._offset - len(self._end))
+        except FileNotFoundError:
+            new = b""
+        if not new.startswith(self._end):                           # the end of what was read is not there any more
+            self._offset, self._end = 0, b""
+            return self.look()[0], True
+        whole = new[len(self._end): new.rfind(b"\n") + 1]
+        if whole:
+            self._offset, self._end = self._offset + len(whole), (self._end + whole)[-KNOWN_BY:]
+        found = []
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    found.append(row)
+        return found, False
 
 
 def as_json(value: Any) -> Any:

@@ -1,0 +1,99 @@
+"""The table of the runs on view: how far each is, and the settings in which their recipes differ. A row chooses a run.
+
+    folders of runs → recipe.yaml, status.json of each → state, step, score, dotted keys that differ → rows
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+
+from workbench.apps._run_facts import STATES, recipe_of
+from workbench.apps._tiles import Tiles
+from workbench.display import cell_safe
+from workbench.errors import WorkbenchError
+from workbench.training.group import Group
+from workbench.training.recipe import Recipe
+from workbench.training.run import ENDED, Run
+
+MOST = 8                                                                # settings that have a column
+
+
+class RunTable(pn.viewable.Viewer):
+    """choose: called with the folder of the row that was clicked. going: whether a run was on its way at the last look.
+    """
+
+    def __init__(self, choose: Callable[[str], None], **params):
+        super().__init__(**params)
+        self.places, self.going = [], False
+        self._rows = Tiles(visible=False, max_height=250, styles={"overflow": "auto"})
+        self._rows.param.watch(lambda event: choose(self.places[event.new]) if event.new >= 0 else None, "chosen")
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return self._rows
+
+    def show(self, places: Sequence[str], chosen: str | None) -> None:
+        """The rows of these folders as they are now, where there are several; `chosen` is the one on view."""
+        rows, recipes = {}, {}
+        for place in places:
+            try:
+                run = Run(place)
+                rows[place], recipes[place] = _row(run), None if isinstance(run, Group) else recipe_of(place)
+            except (WorkbenchError, OSError, KeyError, ValueError):     # gone, or of another program
+                continue
+        self.going = any(row[0] not in ENDED for row in rows.values())
+        keys, values = differences({place: recipe for place, recipe in recipes.items() if recipe is not None})
+        above = os.path.commonpath([str(Path(place).parent) for place in rows]) if rows else ""
+        body = [[os.path.relpath(place, above), *row, *(values.get(place, {}).get(key, "") for key in keys[:MOST])]
+                for place, row in rows.items()]
+        more = (f"{len(keys) - MOST} more settings differ: <code>Run(…).recipe.diff(Run(…).recipe)</code>"
+                if len(keys) > MOST else "")
+        self.places = list(rows)
+        self._rows.param.update(
+            content=_table(["run", "state", "step", "validation", *keys[:MOST]], body, more), visible=len(rows) > 1,
+            chosen=self.places.index(chosen) if chosen in rows else -1)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]], below: str) -> str:
+    cell = lambda text: f"<td>{html.escape(text)}</td>"
+    body = "".join(
+        f'<tr class="row" data-item="{i}" tabindex="0"><td><b>{html.escape(run)}</b></td>'
+        f'<td style="color:{STATES.get(state, STATES[None])}">{state}</td>{"".join(map(cell, others))}</tr>'
+        for i, (run, state, *others) in enumerate(rows))
+    return cell_safe(f"<table><tr>{''.join(map(cell, names))}</tr>{body}</table><p class='faint'>{below}</p>")
+
+
+def differences(recipes: dict[str, Recipe]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The settings in which recipes differ, those that all of them have first, and label → {setting: its value}."""
+    if len(recipes) < 2:
+        return [], {}
+    first = next(iter(recipes.values()))
+    diffs = {label: first.diff(recipe) for label, recipe in recipes.items()}
+    own = {key: here for diff in diffs.values() for key, (here, _) in diff.items() if key != "name"}
+    values = {label: {key: diff[key][1] if key in diff else here for key, here in own.items()}
+              for label, diff in diffs.items()}
+    lacking = {key: sum(each[key] is None for each in values.values()) for key in own}
+    keys = sorted(own, key=lambda key: (key != "model.name", lacking[key]))
+    return keys, {label: {key: _text(key, value) for key, value in each.items()} for label, each in values.items()}
+
+
+def _text(key: str, value: Any) -> str:
+    parts = value if isinstance(value, list | tuple) else ["–" if value is None else value]
+    text = ", ".join(Path(part).name if key == "data" else str(part) for part in parts)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _row(run: Run) -> tuple[str, str, str]:
+    """State, step and validation score, as text."""
+    if isinstance(run, Group):
+        of = len(run.plan["runs"])
+        return run.state, f"{of - len(run.left)} of {of} runs", ""
+    status = run.status
+    step, steps, score = (status.get(key) for key in ("step", "steps", "valid"))
+    return (run.state, f"{step:,} of {steps:,}" if step and steps else "",
+            "" if score is None else f"{status['valid_name']} {score:.3f}")
