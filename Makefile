@@ -9,7 +9,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH     = $(shell grep '^torch==' constraints.txt)
 PIP       = $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow bench lab serve lint lock install install-dev clean
+.PHONY: demo test test-slow test-cluster bench lab serve lint lock install install-dev clean
 
 demo: $(VENV)/.installed        ## train POYO on the simulated recording and compare it with ridge
 	$(PY) -m workbench train demo --run $(RUN)
@@ -20,6 +20,10 @@ test: $(VENV)/.installed-dev    ## lint, and every test that is neither slow nor
 
 test-slow: $(VENV)/.installed-dev   ## the tests marked slow (minutes each)
 	$(PY) -m pytest -m slow
+
+test-cluster: $(VENV)/.installed-dev    ## a Ray cluster of two nodes on this machine (installs Ray; minutes)
+	$(PIP) install --constraint constraints.txt --editable '.[cluster]'
+	$(PY) -m pytest -m cluster -s
 
 bench: $(VENV)/.installed-dev   ## side by side with other libraries; prints ratios
 	$(PY) -m benchmarks
@@ -36,7 +40,7 @@ lint: $(VENV)/.installed-dev
 lock: $(VENV)/.installed-dev    ## pin anew what pyproject.toml asks for
 	$(PY) -m pip install --quiet uv
 	{ sed -n 1p constraints.txt; $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-		--no-annotate --no-header --extra dev --index-strategy unsafe-best-match --extra-index-url $(CPU_INDEX) \
+		--no-annotate --no-header --extra dev --extra cluster --index-strategy unsafe-best-match --extra-index-url $(CPU_INDEX) \
 		pyproject.toml | sed 's/+cpu//'; } > constraints.new
 	mv constraints.new constraints.txt
 

@@ -180,3 +180,13 @@ def test_keys_that_show_the_same_are_not_held_against_each_other():
     assert losses.clip_loss(queries, keys, 0.1, both) < losses.clip_loss(queries, keys, 0.1)
     torch.testing.assert_close(losses.clip_loss(queries, keys, 0.1, torch.arange(6)),
                                losses.clip_loss(queries, keys, 0.1))
+
+
+def test_under_autocast_losses_are_float32s_of_what_they_are_given():
+    log_rates, counts = torch.randn(3, 4, 5).bfloat16(), torch.poisson(torch.rand(3, 4, 5) * 3)
+    a, b = torch.randn(6, 8).bfloat16(), torch.randn(6, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses.poisson_nll(log_rates, counts), losses.nt_xent(a, b, temperature=0.1)
+        assert torch.is_autocast_enabled("cpu")
+    known = losses.poisson_nll(log_rates.float(), counts), losses.nt_xent(a.float(), b.float(), 0.1)
+    assert all(torch.equal(one, two) and one.dtype == torch.float32 for one, two in zip(found, known, strict=True))

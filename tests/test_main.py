@@ -39,8 +39,8 @@ def test_train_ends_with_held_out_scores_beside_the_baselines_and_says_finished_
 
 
 def test_the_same_command_goes_on_with_a_stopped_run(recording, tmp_path, capsys, monkeypatch):
-    from workbench.training import trainer
-    folder, beat = tmp_path / "run", trainer.Reporter.__call__
+    from workbench.training import reporter
+    folder, beat = tmp_path / "run", reporter.Reporter.__call__
 
     def stop_at_7(report, **fields):
         beat(report, **fields)
@@ -48,7 +48,7 @@ def test_the_same_command_goes_on_with_a_stopped_run(recording, tmp_path, capsys
             (folder / "STOP").touch()
 
     command = ["train", "gru", f"data={recording}", "--run", str(folder), *SMALL]
-    monkeypatch.setattr(trainer.Reporter, "__call__", stop_at_7)
+    monkeypatch.setattr(reporter.Reporter, "__call__", stop_at_7)
     assert main(command) == 130
     out = capsys.readouterr().out
     assert "stopped with a checkpoint at step 7" in out and str(folder) in out
@@ -94,10 +94,10 @@ def test_sweep_trains_an_experiment_and_ends_with_its_table(recording, tmp_path,
 
 
 def test_a_stopped_sweep_says_how_to_go_on_and_a_failed_one_ends_with_1(recording, tmp_path, capsys, monkeypatch):
-    from workbench.training import trainer
+    from workbench.training import reporter
     (tmp_path / "mine.yaml").write_text("recipe: ridge\ngrid: {model.bin_size: [0.05, 1000.0]}\n")
-    folder, keep = tmp_path / "sweep", trainer.relay
-    monkeypatch.setattr(trainer, "relay", lambda *args: (Run(folder).stop(), keep(*args))[1])
+    folder, keep = tmp_path / "sweep", reporter.relay
+    monkeypatch.setattr(reporter, "relay", lambda *args: (Run(folder).stop(), keep(*args))[1])
     command = ["sweep", str(tmp_path / "mine.yaml"), f"data={recording}", "target=hand_vel", "--run", str(folder)]
     assert main(command) == 130
     assert f"go on with: python -m workbench {' '.join(command)}" in capsys.readouterr().out

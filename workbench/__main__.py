@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -56,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(command=run)
         return own
 
+    def elsewhere(own: argparse.ArgumentParser) -> None:
+        own.add_argument("--on", metavar="PLACE", help="local, here, or http://HEAD:8265: a Ray cluster's dashboard")
+        own.add_argument("--gpus", type=int, metavar="N", help="as --workers, a GPU for each")
+        own.add_argument("--shared", action="store_true", help="the cluster sees the folder under the same name")
+        own.add_argument("--wait", action="store_true", help="return only at the end of what runs elsewhere")
+
     own = command("train", train, "train a model from a recipe and score it on held-out time", f"""\
         shipped recipes: {', '.join(Recipe.available())}
 
@@ -72,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--detach", action="store_true", help="train in a process of its own and return at once")
     own.add_argument("--workers", type=int, metavar="N", help="processes that train together, each on a GPU of its own "
                      "where there are GPUs (more than one: detached)")
+    elsewhere(own)
 
     own = command("sweep", sweep, "train a recipe with every combination of some settings, as an experiment says", f"""\
         shipped experiments: {', '.join(available())}
@@ -86,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("settings", metavar="key=value", nargs="*", default=[], help="settings to change in every run, "
                      "dotted; one that the experiment varies is fixed")
     own.add_argument("--run", metavar="FOLDER", help="where the runs live (default: a new folder under runs/)")
+    own.add_argument("--workers", type=int, metavar="N", help="processes of every run, on a cluster")
+    elsewhere(own)
 
     own = command("runs", list_runs, "list the runs in a folder")
     own.add_argument("folder", metavar="FOLDER", nargs="?", default="runs")
@@ -108,14 +118,15 @@ def train(args: argparse.Namespace) -> int:
     here = Path(folder, "recipe.yaml").is_file() and Run(folder).state == "finished"
     try:
         detached = args.detach or (args.workers or 1) > 1
-        run = launch(recipe, on="local" if detached else "here", run=folder, workers=args.workers)
+        run = launch(recipe, on=args.on or ("local" if detached else "here"), run=folder, workers=args.workers,
+                     gpus=args.gpus, shared=args.shared)
     except WorkbenchError:
         raise
     except Exception as error:
         print(f"workbench: training failed ({type(error).__name__}: {error}); the traceback is in "
               f"{Path(folder, 'log.txt')}", file=sys.stderr)
         return 1
-    state = run.state
+    state = run.wait().state if args.wait else run.state
     if state == "finished":
         print(("finished before; " if here else "") + _table(run))
     elif state == "stopped":
@@ -134,11 +145,17 @@ def _again(args: argparse.Namespace, folder: str | Path) -> str:
 def sweep(args: argparse.Namespace) -> int:
     from workbench.training.group import Stopped
     from workbench.training.launching import new_folder
-    from workbench.training.sweep import experiment, sweep
+    from workbench.training.run import Run, RunFailed
+    from workbench.training.sweep import experiment, load, sweep
     recipe, grid = experiment(args.experiment, args.settings)
     folder = args.run or new_folder(Path(args.experiment).stem)
     try:
-        table = sweep(recipe, grid, folder=folder)
+        table = sweep(recipe, grid, folder=folder, on=args.on or "here", workers=args.workers, gpus=args.gpus,
+                      shared=args.shared)
+        if args.wait and (table["state"] != "finished").any():
+            with suppress(RunFailed):                                   # told in the row
+                Run(folder).wait()
+            table = load(folder)
     except Stopped:
         print(f"stopped with a checkpoint; go on with: {_again(args, folder)}")
         return 130

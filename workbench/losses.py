@@ -1,6 +1,8 @@
 """The losses of the field, each with its source. No state. (Plain cross-entropy is torch's own.)"""
 
 from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -8,7 +10,24 @@ from torch.nn.functional import cross_entropy, ctc_loss, mse_loss, normalize
 
 from workbench.batch import Target
 
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
+
+def in_float32(loss: Loss) -> Loss:
+    """The loss out of autocast's reach: rates are exponentials and losses are long sums, for which bf16 is too coarse.
+    """
+    @wraps(loss)
+    def exact(*given, **named) -> Tensor:
+        kind = given[0].device.type
+        if not torch.is_autocast_enabled(kind):
+            return loss(*given, **named)
+        whole = lambda x: x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
+        with torch.autocast(kind, enabled=False):
+            return loss(*map(whole, given), **{name: whole(value) for name, value in named.items()})
+    return exact
+
+
+@in_float32
 def window_mse(predicted: Tensor, target: Target, scale: Tensor, *, since: float = 0.0) -> Tensor:
     """Mean squared error in units of `scale` [D]: the mean of each window's samples, then of the windows that have any.
 
@@ -23,6 +42,7 @@ def window_mse(predicted: Tensor, target: Target, scale: Tensor, *, since: float
     return (total / size.clamp(min=1)).sum() / (size > 0).sum().clamp(min=1)
 
 
+@in_float32
 def poisson_nll(log_rates: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
     """Poisson negative log-likelihood, exp(η) − y η, without the term that no model can change; the mean of entries.
 
@@ -32,12 +52,14 @@ def poisson_nll(log_rates: Tensor, counts: Tensor, where: Tensor | None = None) 
     return each.mean() if where is None else mean_where(each, where)
 
 
+@in_float32
 def poisson_nll_rate(rates: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
     """The same of rates instead of log-rates, r − y log r (LDNS, Kapoor et al. 2024, arXiv 2407.08751)."""
     each = rates - counts * (rates + 1e-8).log()
     return each.mean() if where is None else mean_where(each, where)
 
 
+@in_float32
 def negative_binomial_nll(log_rates: Tensor, log_sizes: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
     """Negative log-likelihood of counts that vary more than Poisson's: variance μ + μ²/r, for sizes r; mean of entries.
 
@@ -50,6 +72,7 @@ def negative_binomial_nll(log_rates: Tensor, log_sizes: Tensor, counts: Tensor, 
     return each.mean() if where is None else mean_where(each, where)
 
 
+@in_float32
 def softened_cross_entropy(logits: Tensor, counts: Tensor, where: Tensor | None = None) -> Tensor:
     """Cross-entropy of counts as classes, each softened into a Poisson over all of them; the mean of entries, in nats.
 
@@ -68,6 +91,7 @@ def poisson_table(classes: int, device: torch.device | None = None) -> Tensor:
     return (torch.xlogy(k, k[:, None]) - torch.lgamma(k + 1)).softmax(-1)
 
 
+@in_float32
 def ordinal(logits: Tensor, classes: Tensor, where: Tensor | None = None) -> Tensor:
     """Squared difference of the cumulative distributions over ordered classes: the further off, the worse.
 
@@ -79,6 +103,7 @@ def ordinal(logits: Tensor, classes: Tensor, where: Tensor | None = None) -> Ten
     return each.mean() if where is None else mean_where(each, where)
 
 
+@in_float32
 def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
     """Contrast of two views a, b [M, D] of M things: each view must find its twin among all 2 M − 1 others, in nats.
 
@@ -89,6 +114,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float | Tensor) -> Tensor:
     return cross_entropy(similarity, torch.arange(len(views), device=a.device).roll(len(a)))
 
 
+@in_float32
 def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor, groups: Tensor | None = None) -> Tensor:
     """Query i [M, D] must find key i among all keys [M or more, D], by cosine, in nats. One way.
 
@@ -108,6 +134,7 @@ def clip_loss(a: Tensor, b: Tensor, temperature: float | Tensor, groups: Tensor 
     return (info_nce(a, b, temperature, groups) + info_nce(b, a, temperature, groups)) / 2
 
 
+@in_float32
 def ctc(logits: Tensor, labels: Tensor, lengths: Tensor, label_lengths: Tensor) -> Tensor:
     """Negative log-likelihood of label sequences without their timing, in nats a label, the mean of sequences.
 
@@ -117,6 +144,7 @@ def ctc(logits: Tensor, labels: Tensor, lengths: Tensor, label_lengths: Tensor) 
     return ctc_loss(logits.log_softmax(-1).transpose(0, 1), labels, lengths, label_lengths, zero_infinity=True)
 
 
+@in_float32
 def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | float = 0.0,
                 prior_logvar: Tensor | float = 0.0) -> Tensor:
     """KL divergence [...] of a diagonal Gaussian [..., D] from a prior, the standard one if none is given, in nats.
@@ -141,6 +169,7 @@ def ddpm_loss(denoise: Callable[[Tensor, Tensor], Tensor], clean: Tensor, kept: 
     return distance(denoise(share.sqrt() * clean + (1 - share).sqrt() * noise, step), noise)
 
 
+@in_float32
 def decoupled_contrast(one: Tensor, two: Tensor, there: Tensor, temperature: float) -> Tensor:
     """Two views of one unit attract, those of different units of a window repel, decoupled: the mean of units.
 
@@ -158,6 +187,7 @@ def decoupled_contrast(one: Tensor, two: Tensor, there: Tensor, temperature: flo
     return mean_where(attract + repel, there & (n > 1)[:, None])
 
 
+@in_float32
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """The mean of the values where `where` is true, 0 where it never is; values elsewhere may be anything finite."""
     return (values * where).sum() / where.expand_as(values).sum().clamp(min=1)

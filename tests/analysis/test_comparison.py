@@ -9,7 +9,7 @@ from tests.models.test_models import tuned
 from workbench import models
 from workbench.analysis.comparison import CannotCompare, compare, latency, load, plot
 from workbench.errors import UnknownName
-from workbench.training import trainer
+from workbench.training import reporter, trainer
 from workbench.training.group import OtherRuns, Stopped
 from workbench.training.launching import CannotStart
 from workbench.training.recipe import Recipe
@@ -70,7 +70,7 @@ def test_called_again_nothing_is_trained_again_and_a_new_model_joins(table, fold
 
 
 def test_an_interrupted_comparison_goes_on(folder, monkeypatch):
-    place, beat = folder / "two", trainer.Reporter.__call__
+    place, beat = folder / "two", reporter.Reporter.__call__
 
     def stop_at_7(report, **fields):
         beat(report, **fields)
@@ -78,7 +78,7 @@ def test_an_interrupted_comparison_goes_on(folder, monkeypatch):
             (report.folder / "STOP").touch()
 
     ask = lambda: compare(["ridge", recipe("gru")], SESSION, target="vel", budget=20, folder=place)
-    monkeypatch.setattr(trainer.Reporter, "__call__", stop_at_7)
+    monkeypatch.setattr(reporter.Reporter, "__call__", stop_at_7)
     with pytest.raises(Stopped, match="goes on from there"):
         ask()
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """The run monitor: what it says of a run is true, in every state, also while the kernel is busy with a cell."""
 
+import html
 import re
 import shutil
 import threading
@@ -119,7 +120,8 @@ def alerts(monitor) -> list[str]:
 
 def table(monitor) -> list[list[str]]:
     """The cells of the table of runs, the head first; nothing where it is not shown."""
-    rows = re.findall(r"<tr.*?</tr>", monitor._table._rows.content) if monitor._table._rows.visible else []
+    content = html.unescape(monitor._table._rows.content) if monitor._table._rows.visible else ""
+    rows = re.findall(r"<tr.*?</tr>", content)
     return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
 
 

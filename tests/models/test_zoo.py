@@ -102,6 +102,23 @@ def test_the_loss_falls(name):
     assert np.isfinite(losses).all() and np.mean(losses[-8:]) < np.mean(losses[:8])
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_it_trains_in_bf16(name):
+    """The loss of float32 but for rounding, gradients in float32 that point the same way."""
+    def once(bf16: bool):
+        model = build(name)
+        batch = sampler(model).batch(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            told = model.loss(batch)
+        assert {value.dtype for value in told.values()} == {torch.float32}
+        told["loss"].backward()
+        return told["loss"].item(), [p.grad for p in model.parameters() if p.grad is not None]
+    (loss, grads), (rounded, rough) = once(False), once(True)
+    assert rounded == pytest.approx(loss, rel=0.01) and {each.dtype for each in rough} == {torch.float32}
+    flat = [torch.cat([each.flatten() for each in one]) for one in (grads, rough)]
+    assert torch.cosine_similarity(*flat, dim=0) > 0.99
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_model_comes_back_the_same(name, tmp_path):
     model = build(name).eval()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from workbench.nn.rotary import RotaryTime, rotate_, unrotate
+from workbench.nn.rotary import RotaryTime, _turned, rotate_, unrotate
 
 
 def turned(x, times, rotary):
@@ -43,3 +43,33 @@ def test_turning_back_undoes_turning_and_gradients_follow():
 def test_periods_must_rise():
     with pytest.raises(ValueError, match="give 0 < t_min < t_max"):
         RotaryTime(4, 2.0, 1.0)
+
+
+def test_float32_turns_as_complex_numbers_do_to_the_bit_and_in_place():
+    torch.manual_seed(0)
+    x, turn = torch.randn(3, 7, 16), RotaryTime(4, 0.01, 2.0)(torch.rand(7))
+    known = x.clone()
+    torch.view_as_complex(known[..., :8].unflatten(-1, (4, 2))).mul_(turn)
+    out = rotate_(x, turn)
+    assert out is x and torch.equal(out, known)
+
+
+@pytest.mark.parametrize("way", [rotate_, _turned])
+def test_bf16_turns_as_float32_and_is_rounded_once(way):
+    torch.manual_seed(0)
+    rotary, times = RotaryTime(4, 0.01, 2.0), torch.rand(7)
+    x = torch.randn(7, 16).bfloat16()
+    exact = rotate_(x.float(), rotary(times))
+    out = way(x.clone(), rotary(times))
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, exact.bfloat16(), atol=0, rtol=2 ** -8)
+    leaf, weight = x.clone().requires_grad_(), torch.randn(7, 16).bfloat16()
+    (way(leaf * 1, rotary(times)) * weight).sum().backward()
+    assert leaf.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(leaf.grad.float(), unrotate(weight.float(), rotary(times)), atol=0.03, rtol=0.03)
+
+
+def test_compilers_are_given_the_same_turn():
+    torch.manual_seed(0)
+    x, turn = torch.randn(3, 7, 16), RotaryTime(4, 0.01, 2.0)(torch.rand(7))
+    torch.testing.assert_close(_turned(x, turn), rotate_(x.clone(), turn), atol=1e-6, rtol=1e-6)

@@ -5,7 +5,9 @@ import time
 import psutil
 import pytest
 import torch
+from torch import distributed, nn
 
+from workbench.nn.vocabulary import Vocabulary
 from workbench.sources.simulated import reach_sim
 from workbench.training import checkpoint
 from workbench.training.launching import CannotStart
@@ -25,14 +27,25 @@ def two(tiny, tmp_path_factory) -> Run:
     return launch(tiny, run=tmp_path_factory.mktemp("two") / "run", workers=2).wait(240)
 
 
-def test_shares_are_the_batch_window_by_window():
+def windows(k: int = 3, **settings):
     session = reach_sim(seconds=30, units=8)
-    batch = RandomWindows([session], [split(session)["train"]], duration=1.0, batch_size=6, targets=("hand_vel",),
-                          drop_units=0.4).batch(3)
-    parts = [Ranks(rank, 3).share(batch) for rank in range(3)]
-    assert [part.starts.tolist() for part in parts] == [batch.starts[rank::3].tolist() for rank in range(3)]
-    for rank, part in enumerate(parts):
-        for i, b in enumerate(range(rank, 6, 3)):
+    return RandomWindows([session], [split(session)["train"]], duration=1.0, batch_size=6, targets=("hand_vel",),
+                         **settings).batch(k)
+
+
+def shares(batch, size: int) -> list:
+    return [Ranks(rank, size).share(batch) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_the_shares_are_the_windows_of_the_batch_whatever_the_number_of_processes(size):
+    batch = windows(drop_units=0.4)
+    parts = shares(batch, size)
+    starts = batch.starts.tolist()
+    assert len(set(starts)) == 6 and sorted(torch.cat([part.starts for part in parts]).tolist()) == sorted(starts)
+    assert {len(part) for part in parts} == {6 // size}
+    for part in parts:
+        for i, b in enumerate(starts.index(start) for start in part.starts.tolist()):
             of = lambda packed, offsets, at: packed[offsets[at]:offsets[at + 1]]
             for name, by in (("times", "offsets"), ("units", "offsets"), ("window_units", "unit_offsets")):
                 assert torch.equal(of(getattr(part, name), getattr(part, by), i),
@@ -40,6 +53,77 @@ def test_shares_are_the_batch_window_by_window():
             a, whole = part.targets["hand_vel"], batch.targets["hand_vel"]
             assert torch.equal(of(a.values, a.offsets, i), of(whole.values, whole.offsets, b))
     assert torch.equal(batch.take(torch.arange(6)).times, batch.times)
+
+
+def test_shares_hold_about_as_many_spikes_as_each_other():
+    whole = windows(drop_spikes=0.3)
+    full = torch.tensor([True, False] * 3)                              # all of rank 0, dealt plainly
+    batch = whole.drop((torch.arange(len(whole.times)) % 8 > 0) & ~full[whole.windows])
+    spikes = lambda parts: [len(part.times) for part in parts]
+    dealt = spikes(shares(batch, 2))
+    plain = spikes([batch.take(torch.arange(rank, 6, 2)) for rank in range(2)])
+    assert sum(dealt) == sum(plain) == len(batch.times)
+    assert max(dealt) < 0.8 * max(plain) and max(dealt) < 1.6 * min(dealt)
+    assert [part.starts.tolist() for part in shares(batch, 2)] == [part.starts.tolist() for part in shares(batch, 2)]
+
+
+class Looked(nn.Module):
+    """A table of which a step touches few rows, one of which it touches most, a small one, and a map of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.units = Vocabulary("unit", map(str, range(4095)), 16)
+        self.dense = nn.Embedding(1024, 64)
+        self.small = Vocabulary("session", "abc", 16)
+        self.map, self.unused = nn.Linear(16, 4), nn.Parameter(torch.ones(3))
+
+    def forward(self, rank: int, step: int) -> torch.Tensor:
+        rows = torch.tensor([1, 7, 7, 40 + step]) if rank else torch.tensor([7, 3000 - step])
+        use = self.dense(torch.arange(rank, 1024, 2)).square().sum() if step else self.dense(torch.tensor([rank])).sum()
+        if rank:
+            use = use + self.unused.sum()                               # of which rank 0 has no gradient
+        return use + self.map(self.units(rows) + self.small(torch.tensor([1 + rank]))).exp().sum()
+
+
+def step_together(rank: int, folder: str) -> None:
+    """Two steps of AdamW with gradients averaged as `Ranks` does and, of a copy, as one dense message."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    sent, reduce = [], distributed.all_reduce
+    distributed.all_reduce = lambda x, *how: (sent.append(x.numel() * x.element_size()), reduce(x, *how))[1]
+    found, model, dense = {}, Looked(), Looked()
+    adams = [torch.optim.AdamW(each.parameters(), lr=0.1) for each in (model, dense)]
+    for step in range(2):
+        for each, adam in zip((model, dense), adams, strict=True):
+            adam.zero_grad()
+            each(rank, step).backward()
+        sent.clear()
+        Ranks(rank, 2).average_gradients_(model)
+        found[f"sent {step}"] = sum(sent)
+        for p in dense.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            reduce(p.grad)
+            p.grad /= 2
+        found[f"same gradients {step}"] = all(torch.equal(a.grad, b.grad) for a, b in
+                                              zip(model.parameters(), dense.parameters(), strict=True))
+        for adam in adams:
+            adam.step()
+    found["same weights"] = all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
+    found["dense"] = sum(p.numel() * p.element_size() for p in dense.parameters())
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_of_large_tables_only_touched_rows_are_sent_and_the_step_is_the_dense_one(tmp_path):
+    torch.multiprocessing.spawn(step_together, args=(str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert one == two
+    assert one["same gradients 0"] and one["same gradients 1"] and one["same weights"]
+    rest = (4 * 16 + 16 * 4 + 4 + 3) * 4                                # bytes of the small table, the map, the unused
+    asked = 4096 + 1024                                                 # one a row of the large tables
+    assert one["sent 0"] == rest + asked + 4 * (4 * 16 + 2 * 64)        # rows 1, 7, 40 and 3000; 0 and 1
+    assert one["sent 1"] == rest + asked + 4 * (4 * 16 + 1024 * 64)     # all of what is mostly touched
+    assert one["sent 0"] < one["dense"] / 50
 
 
 def test_two_processes_learn_what_one_does(tiny, tmp_path):
@@ -85,27 +169,27 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(tiny, two, tmp_pa
     assert all(torch.equal(a["ema"][name], value) for name, value in b["ema"].items())
 
 
+def more_rows(run: Run, than: int) -> None:
+    until = time.monotonic() + 120
+    while len(run.metrics()) <= than:
+        assert time.monotonic() < until, run.log()
+        time.sleep(0.05)
+
+
 def test_stopped_it_goes_on_with_as_many_and_killed_none_is_left(tiny, two, tmp_path):
     long = tiny.with_(budget={"steps": 100_000, "eval_every": 50_000})
     run = launch(long, run=tmp_path / "run", workers=2)
-    until = time.monotonic() + 120
-    while not len(run.metrics()):
-        assert time.monotonic() < until, run.log()
-        time.sleep(0.05)
+    more_rows(run, 0)
     assert run.stop().wait(60).state == "stopped" and len(checkpoint.newest(run.path / "checkpoints")["random"]) == 2
     before = len(run.metrics())
     run.resume()
-    while len(run.metrics()) <= before:
-        assert time.monotonic() < until, run.log()
-        time.sleep(0.05)
+    more_rows(run, before)
     psutil.Process(run.status["pid"]).terminate()                       # as a cluster's queue ends a job
     assert run.wait(60).state == "stopped"
     before = len(run.metrics())
     assert before == checkpoint.newest(run.path / "checkpoints")["step"]
     run.resume()
-    while len(run.metrics()) <= before:
-        assert time.monotonic() < until, run.log()
-        time.sleep(0.05)
+    more_rows(run, before)
     agent = psutil.Process(run.status["pid"])
     family = [agent, *agent.children(recursive=True)]
     assert sum("workbench.training" in p.cmdline() for p in family) >= 2

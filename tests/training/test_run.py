@@ -178,9 +178,12 @@ def test_a_folder_of_other_things_is_not_written_into(tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("place", ["ray://head:10001", "http://head:8265", "gpu"])
-def test_places_that_do_not_exist_yet_are_refused_with_those_that_do(tiny, tmp_path, place):
-    with pytest.raises(CannotStart, match=r"'local'.*'here'"):
+@pytest.mark.parametrize("place, says", [
+    ("gpu", r"'local'.*'here'.*'http://head:8265'"),
+    ("ray://head:10001", r"ends with their kernel.*on='http://head:8265'"),
+    ("http://head:8265", r"a folder that the cluster sees too.*shared=True")])
+def test_places_where_nothing_can_start_are_refused_with_those_that_can(tiny, tmp_path, place, says):
+    with pytest.raises(CannotStart, match=says):
         launch(tiny, on=place, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

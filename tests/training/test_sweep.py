@@ -18,7 +18,7 @@ from workbench.apps.runs import RunMonitor
 from workbench.models.neurobridge import MODES
 from workbench.sources.simulated import reach_sim
 from workbench.sources.vision_sim import vision_sim
-from workbench.training import storage, trainer
+from workbench.training import reporter, storage, trainer
 from workbench.training.group import Group, OtherRuns, Stopped
 from workbench.training.launching import CannotStart
 from workbench.training.recipe import BadRecipe
@@ -40,14 +40,30 @@ def done(quick, tmp_path_factory):
     return folder, sweep(quick, GRID, folder=folder)
 
 
+def test_a_sweep_in_a_process_of_its_own_is_watched_stopped_and_resumed_as_one(quick, done, tmp_path):
+    folder = tmp_path / "detached"
+    table = sweep(quick, GRID, folder=folder, on="local")
+    assert table.index.tolist() == LABELS and not (table["state"] == "finished").all()
+    run = Run(folder)
+    with pytest.raises(CannotStart, match="already"):
+        sweep(quick, GRID, folder=folder, on="local")
+    assert run.stop().wait(120).state == "stopped"
+    assert run.resume().wait(240).state == "finished"
+    scores = [column for column in done[1] if column.startswith("hand_vel")]
+    pd.testing.assert_frame_equal(load(folder)[scores], done[1][scores])
+    with pytest.raises(CannotStart, match="in one process each"):
+        sweep(quick, GRID, folder=tmp_path / "none", on="local", workers=2)
+    assert not (tmp_path / "none").exists()
+
+
 def stop_at(monkeypatch, label, step, what):
-    beat = trainer.Reporter.__call__
+    beat = reporter.Reporter.__call__
 
     def tell(report, **fields):
         beat(report, **fields)
         if report.folder.name == label and fields.get("step") == step:
             what()
-    monkeypatch.setattr(trainer.Reporter, "__call__", tell)
+    monkeypatch.setattr(reporter.Reporter, "__call__", tell)
 
 
 def test_every_combination_is_a_run_of_its_own_and_a_row(done, quick):

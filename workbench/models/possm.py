@@ -33,7 +33,7 @@ from workbench.losses import window_mse
 from workbench.models.base import Output, SpikeModel, sampling_interval, scaling, unit_names
 from workbench.nn.perceiver import CrossAttention, FeedForward
 from workbench.nn.recurrence import CORES
-from workbench.nn.rotary import RotaryTime, rotate_
+from workbench.nn.rotary import RotaryTime, rotate_, whole
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 
@@ -114,7 +114,7 @@ class POSSM(SpikeModel):
         table = attention.norm_context(torch.cat([self.units(units), self.blank]))
         k, v = attention.to_kv(table).unflatten(-1, (2, heads, -1)).unbind(1)
         q = attention.to_q(attention.norm(self.query)).view(heads, -1) * k.shape[-1] ** -0.5
-        pairs = lambda x: torch.view_as_complex(x[..., :turning].unflatten(-1, (-1, 2)).contiguous())
+        pairs = lambda x: torch.view_as_complex(whole(x[..., :turning]).unflatten(-1, (-1, 2)).contiguous())
         key = torch.view_as_real(pairs(k) * pairs(q).conj()).flatten(-2)
         still = (k[..., turning:] * q[..., turning:]).sum(-1, keepdim=True)
         return torch.cat([key, v[..., :turning]], 1), torch.cat([still, v[..., turning:]], -1)

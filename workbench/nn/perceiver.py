@@ -107,6 +107,8 @@ class CrossAttention(nn.Module):
 class SelfAttention(nn.Module):
     """Latents look at each other; queries, keys and values turn, and the answer is turned back."""
 
+    compiles = True
+
     def __init__(self, dim: int, heads: int, *, head_dim: int, dropout: float):
         super().__init__()
         self.heads, self.dropout = heads, dropout
@@ -125,6 +127,8 @@ class SelfAttention(nn.Module):
 
 class FeedForward(nn.Module):
     """Gated feed-forward layer (GEGLU, Shazeer 2020, arXiv 2002.05202), normed first."""
+
+    compiles = True
 
     def __init__(self, dim: int, dropout: float, mult: int = 4):
         super().__init__()

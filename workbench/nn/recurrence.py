@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, glu, pad, silu, softplus
 
+from workbench.nn.rotary import whole
+
 
 class GRUCore(nn.Module):
     """`depth` layers of `width` gated units."""
@@ -131,7 +133,7 @@ class S4D(nn.Module):
 def filtered(x: Tensor, spectrum: Tensor) -> Tensor:
     """x [B, L, channels] convolved with filters of that spectrum [L + 1, channels]; nothing wraps around."""
     length = x.shape[1]
-    return torch.fft.irfft(torch.fft.rfft(x, 2 * length, dim=1) * spectrum, 2 * length, dim=1)[:, :length]
+    return torch.fft.irfft(torch.fft.rfft(whole(x), 2 * length, dim=1) * spectrum, 2 * length, dim=1)[:, :length]
 
 
 class _S4DBlock(nn.Module):

@@ -36,7 +36,7 @@ def rotate_(x: Tensor, turn: Tensor) -> Tensor:
 
     x must be the fresh result of an operation that does not need it for its gradient (a projection, a gather).
     """
-    return _Rotate.apply(x, turn)
+    return _turned(x, turn) if torch.compiler.is_compiling() else _Rotate.apply(x, turn)
 
 
 def unrotate(x: Tensor, turn: Tensor) -> Tensor:
@@ -45,10 +45,27 @@ def unrotate(x: Tensor, turn: Tensor) -> Tensor:
     return rotate_(x, turn.conj())
 
 
+def whole(x: Tensor) -> Tensor:
+    """x as it is, bf16 as float32: there are no complex numbers of bf16."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def _turn(x: Tensor, turn: Tensor) -> Tensor:
     pairs = turn.shape[-1]
-    torch.view_as_complex(x[..., :2 * pairs].unflatten(-1, (pairs, 2))).mul_(turn)
+    moving = x[..., :2 * pairs].unflatten(-1, (pairs, 2))
+    turned = whole(moving)
+    torch.view_as_complex(turned).mul_(turn)
+    if turned is not moving:
+        moving.copy_(turned)
     return x
+
+
+def _turned(x: Tensor, turn: Tensor) -> Tensor:
+    """The same in real numbers and not in place, for compilers, which cannot follow a view as complex numbers."""
+    pairs = turn.shape[-1]
+    one, two = x[..., :2 * pairs].unflatten(-1, (pairs, 2)).unbind(-1)
+    moved = torch.stack([one * turn.real - two * turn.imag, one * turn.imag + two * turn.real], dim=-1)
+    return torch.cat([moved.flatten(-2).to(x.dtype), x[..., 2 * pairs:]], dim=-1)
 
 
 class _Rotate(torch.autograd.Function):

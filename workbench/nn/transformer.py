@@ -42,6 +42,8 @@ def rotated(x: Tensor, turn: Tensor) -> Tensor:
 class Block(nn.Module):
     """Attention, then a feed-forward layer, each added to its input. Normed before ("pre") or after ("post")."""
 
+    compiles = True
+
     def __init__(self, dim: int, heads: int, inner: int, *, dropout: float, norm: str = "pre",
                  activation: str = "gelu"):
         super().__init__()

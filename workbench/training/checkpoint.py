@@ -9,6 +9,7 @@ functions of the step, so neither has a state of its own.
 from __future__ import annotations
 
 import random
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class CannotSave(WorkbenchError, OSError):
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
     """Write the state of training in one step, then drop all but the last two. CannotSave: those before stay whole."""
-    path = Path(folder) / f"step-{state['step']:09d}.pt"
+    path = folder / f"step-{state['step']:09d}.pt"
     try:
         storage.write(path, lambda file: torch.save(state, file))
     except (OSError, RuntimeError) as error:                            # of torch's writer, where the disk is full
@@ -43,16 +44,17 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
 
 def listed(folder: Path) -> list[Path]:
     """The whole checkpoints, oldest first."""
-    return sorted(Path(folder).glob("step-*.pt"))
+    return sorted(folder.glob("step-*.pt"))
 
 
 def newest(folder: Path, log=lambda message: None) -> dict[str, Any] | None:
     """The state in the newest checkpoint that can be read, on the CPU; None where there is none."""
-    for leftover in Path(folder).glob("*.tmp*"):
+    for leftover in folder.glob("*.tmp*"):
         leftover.unlink(missing_ok=True)
     for path in reversed(listed(folder)):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            held = path if storage.local(path) else BytesIO(storage.content(path))
+            return torch.load(held, map_location="cpu", weights_only=True)
         except Exception as error:                                      # a damaged disk: the one before may be whole
             log(f"{path} cannot be read ({type(error).__name__}: {error}); going back to the checkpoint before it")
     return None

@@ -1,6 +1,7 @@
 """Several runs as one: a folder of runs is a run itself, watched, stopped and resumed like any other.
 
-    plan.json: what every run is, and the conditions that all share ─► folder/<label>/ each, one after another
+    plan.json: what every run is, and the conditions that all share ─► folder/<label>/ each, one after another here,
+             on a cluster as many at once as there is room for
              ─► rows/<label>.json, what its kind measures of a finished run ─► the table
     status.json  log.txt  lock  STOP  process.json  result.json: as of any run
 
@@ -11,8 +12,9 @@ the others go on; the whole has failed then, and resuming it tries that one agai
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +28,10 @@ from workbench.training.recipe import Recipe
 from workbench.training.run import NoRun, Run
 
 KINDS = {"comparison": "workbench.analysis.comparison", "sweep": "workbench.training.sweep"}
+
+
+Done = tuple[str, Exception | None]                                     # a label, and why its run failed
+Each = Callable[["Group", list[str], Any, tuple[Path, ...]], Iterator[Done]]
 
 
 class OtherRuns(WorkbenchError, ValueError):
@@ -88,39 +94,38 @@ class Group(Run):
     def model(self) -> NoReturn:
         raise NoRun(f"{self.path} holds several runs, each with a model of its own: run.runs[label].model()")
 
-    def train(self, on_step: Callable[[dict], None] | None = None, stop_files: tuple[Path, ...] = ()) -> str:
-        """Train and measure what is left, in this process; returns the state. SomeFailed, once the others are done."""
-        from workbench.training.trainer import keep
-        return keep(self.path, self._train, on_step=on_step, stop_files=stop_files)
+    def train(self, on_step: Callable[[dict], None] | None = None, stop_files: tuple[Path, ...] = (),
+              each: Each | None = None) -> str:
+        """Train and measure what is left, in this process; returns the state. SomeFailed, once the others are done.
 
-    def _train(self, folder: Path, report: Any, stop_files: tuple[Path, ...]) -> dict[str, Any]:
-        from workbench.training.loop import Stopped as Stop
-        from workbench.training.trainer import FolderInUse, relay, train
-        plan, kind, failed = self.plan, self._kind(), []
-        for label in self.left:
-            report(done=len(plan["runs"]) - len(self.left), runs=len(plan["runs"]))
-            what, told = plan["runs"][label], folder / "rows" / f"{label}.failed.json"
+        each: trains the runs of the labels and yields every label as it is done, with its error; None: in turn, here.
+        """
+        from workbench.training.trainer import keep
+        return keep(self.path, partial(self._train, each or in_turn), on_step=on_step, stop_files=stop_files)
+
+    def _train(self, each: Each, folder: Path, report: Any, stop_files: tuple[Path, ...]) -> dict[str, Any]:
+        plan, kind, failed, left = self.plan, self._kind(), [], self.left
+        for label in left:
             (folder / label / "STOP").unlink(missing_ok=True)           # of the time before
+        report(done=len(plan["runs"]) - len(left), runs=len(plan["runs"]))
+        for label, error in each(self, left, report, stop_files):
+            told = folder / "rows" / f"{label}.failed.json"
             try:
-                if any(file.exists() for file in stop_files) or (
-                        "recipe" in what and train(Recipe(**what["recipe"]), folder / label, stop_files=stop_files,
-                                                   on_step=relay(label, report)) == "stopped"):
-                    raise Stop
+                if error is not None:
+                    raise error
                 report(stage=f"measuring {label}")
                 storage.write_json(folder / "rows" / f"{label}.json", kind.row(self.runs[label], plan))
                 told.unlink(missing_ok=True)
-            except (Stop, FolderInUse):
-                raise
-            except Exception as error:                                  # told, and tried again next time
-                known = isinstance(error, WorkbenchError)
-                report.log(f"{label} failed: {error if known else traceback.format_exc()}")
-                storage.write_json(told, {"error": str(error) if known else f"{type(error).__name__}: {error}"})
+            except Exception as why:                                    # told, and tried again next time
+                known = isinstance(why, WorkbenchError)
+                report.log(f"{label} failed: {why if known else traceback.format_exc()}")
+                storage.write_json(told, {"error": str(why) if known else f"{type(why).__name__}: {why}"})
                 failed.append(label)
+            report(done=len(plan["runs"]) - len(self.left), runs=len(plan["runs"]))
         if failed:
             why = storage.read_json(folder / "rows" / f"{failed[0]}.failed.json")["error"]
             raise SomeFailed(f"{len(failed)} of {len(plan['runs'])} runs in {folder} failed, the first, {failed[0]}, "
                              f"because: {why}; resuming tries them again")
-        report(done=len(plan["runs"]), runs=len(plan["runs"]))
         return {**plan, "rows": self.rows()}
 
     def _kind(self) -> Any:
@@ -139,6 +144,27 @@ class Group(Run):
         facts, error = self._facts(), self.error
         return (f"Run {str(self.path)!r} is {facts['state']}: {facts['recipe']} of {facts['steps']} runs, "
                 f"{facts['step']} done{f': {error}' if error else ''}")
+
+
+def in_turn(group: Group, labels: list[str], report: Any, stop_files: tuple[Path, ...]) -> Iterator[Done]:
+    """The runs one after another in this process."""
+    from workbench.training.loop import Stopped as Stop
+    from workbench.training.reporter import relay
+    from workbench.training.trainer import FolderInUse, train
+    plan = group.plan["runs"]
+    for label in labels:
+        if any(file.exists() for file in stop_files):
+            raise Stop
+        error = None
+        try:
+            if "recipe" in plan[label] and train(Recipe(**plan[label]["recipe"]), group.path / label,
+                                                 stop_files=stop_files, on_step=relay(label, report)) == "stopped":
+                raise Stop
+        except (Stop, FolderInUse):
+            raise
+        except Exception as why:
+            error = why
+        yield label, error
 
 
 def join(folder: Path, kind: str, runs: Mapping[str, dict[str, Any]],

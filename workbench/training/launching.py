@@ -7,13 +7,16 @@ Every starter does the same: `train(recipe, folder)` somewhere. No function is p
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,34 +38,56 @@ class CannotStart(WorkbenchError, RuntimeError):
 
 
 def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | None = None, *, workers: int | None = None,
-           gpus: int | None = None) -> Run:
+           gpus: int | None = None, shared: bool = False, code: str | Path | None = None) -> Run:
     """Start a recipe (or the shipped one of that name, or a YAML file) and return its Run.
 
     on    "local": a process of its own on this machine, which survives this one; returns at once. "here": this
-          process, which waits for the end; interrupting it saves a checkpoint
-    run   the folder; None: a new one under runs/. A folder that holds the same recipe is resumed
+          process, which waits for the end; interrupting it saves a checkpoint. "http://HEAD:8265": the Ray cluster
+          with that dashboard, as a job there, see `workbench.training.on_ray`
+    run   the folder, or a URL as in "s3://lab/runs/one"; None: a new one under runs/. One that holds the
+          same recipe is resumed
     workers   processes that train together, each a share of every batch, on a GPU of its own where there are GPUs
-    gpus      the same, and a sentence where there are not so many GPUs
+    gpus      the same with a GPU each; a sentence where there are not so many here
+    shared    on a cluster: the folder is on a disk that the cluster sees under the same name
+    code      on a cluster: the folder of modules that travels along; None: the checkout of the workbench, if it is one
 
-    Raises CannotStart for another place, a folder with another recipe, one where a run is alive, or a batch that
-    cannot be shared.
+    Raises CannotStart for another place, a folder with another recipe, one where a run is alive, one that the cluster
+    does not see, or a batch that cannot be shared.
     """
     from workbench.training.run import Run
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).anchored()
-    _starter(on)
-    workers = _processes(recipe, on, workers, gpus)
-    folder = Path(run).expanduser() if run is not None else new_folder(recipe.name)
+    check_place(on, shared or "://" in str(run))
+    workers = processes(recipe, on, workers, gpus)
+    folder = storage.place(run) if run is not None else new_folder(recipe.name)
     admit(recipe, folder)
     if not (folder / "recipe.yaml").is_file():
         recipe.save(folder / "recipe.yaml")
-    return Run(folder).resume(on, workers)
+    return Run(folder).resume(on, workers, gpus=gpus is not None, code=code)
 
 
-def _processes(recipe: Recipe, on: str, workers: int | None, gpus: int | None) -> int | None:
+def check_place(on: str, shared: bool = True) -> None:
+    """Whether runs can start there; shared: whether what is at `on` sees the folders of here."""
+    if on.startswith(("http://", "https://")):
+        if not shared:
+            raise CannotStart("a run on a cluster lives in a folder that the cluster sees too: give run= a folder on a "
+                              "disk that its machines mount under the same name, and say shared=True; or the URL of "
+                              "one, as in run='s3://lab/runs/one'")
+        from workbench.training import on_ray
+        on_ray.answers(on)                                              # before anything is written
+    elif on.startswith("ray://"):
+        head = on.removeprefix("ray://").partition(":")[0] or "head"
+        raise CannotStart(f"{on} is for clients whose work ends with their kernel; give the address of the cluster's "
+                          f"dashboard, as in on='http://{head}:8265', to which the run is sent as a job")
+    elif on not in _PLACES:
+        raise CannotStart(f"cannot launch on {on!r}; say 'local' (a process of its own on this machine), 'here' (this "
+                          "process) or the address of a Ray cluster's dashboard, as in 'http://head:8265'")
+
+
+def processes(recipe: Recipe, on: str, workers: int | None, gpus: int | None) -> int | None:
     """How many processes are asked for, if that can be."""
     if gpus is not None:
         import torch
-        there = torch.cuda.device_count()
+        there = torch.cuda.device_count() if on in _PLACES else math.inf
         if not 1 <= gpus <= there:
             raise CannotStart(f"gpus={gpus}, and this machine has {there}; say workers={max(gpus, 1)} for processes on "
                               "its CPU, or gpus= at most so many")
@@ -93,7 +118,7 @@ def admit(recipe: Recipe, folder: Path) -> None:
             listed = ", ".join(f"{k} is {old!r} there and {new!r} here" for k, (old, new) in list(other.items())[:3])
             more = f" and {len(other) - 3} more" if len(other) > 3 else ""
             raise CannotStart(f"{folder} holds a run of another recipe ({listed}{more}); choose another folder")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif storage.local(folder) and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CannotStart(f"{folder} is there and holds no run; choose an empty or a new folder")
 
 
@@ -103,15 +128,22 @@ def _untouched(run: Run) -> bool:
     return run.status["state"] == "failed" and not (learnt or any(run.path.glob("checkpoints/*.pt")))
 
 
-def start(run: Run, on: str, workers: int | None = None) -> Run:
-    """Start the run in `run.path`, from its newest checkpoint if it has one; workers=None: as many as the last time."""
-    begin = _starter(on)
-    workers = run._workers() if workers is None and on != "here" else workers or 1
+def start(run: Run, on: str | None = None, workers: int | None = None, *, gpus: bool | None = None,
+          code: str | Path | None = None) -> Run:
+    """Start the run in `run.path`, from its newest checkpoint if it has one; what is None is as the last time."""
+    before = run.sent()
+    on = on or before.get("on", "local")
+    check_place(on)
+    workers = before.get("workers", 1) if workers is None and on != "here" else workers or 1
     if run.alive:
         raise CannotStart(f"{run.path} is {run.state} already; run.watch() shows it, run.stop() ends it")
     for old in run.path.glob("STOP*"):
         old.unlink(missing_ok=True)
-    begin(run, workers)
+    if on in _PLACES:
+        _PLACES[on](run, workers)
+    else:
+        code = code if code is not None else before.get("code")
+        _cluster(run, on, workers, bool(before.get("gpus") if gpus is None else gpus), code)
     return run
 
 
@@ -161,24 +193,30 @@ def _detached(run: Run, workers: int) -> None:
     if workers > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}",
                    f"--max-restarts={RESTARTS}", *command]
-    middle = subprocess.run([sys.executable, "-S", "-c", _MIDDLE, str(run.path / "log.txt"), str(flags), sys.executable,
-                             *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    log = run.path / "log.txt" if storage.local(run.path) else \
+        Path(tempfile.gettempdir(), f"workbench-{uuid.uuid4().hex[:12]}.log")
+    middle = subprocess.run([sys.executable, "-S", "-c", _MIDDLE, str(log), str(flags), sys.executable, *command],
+                            stdin=subprocess.DEVNULL, capture_output=True, text=True,
                             env={**os.environ, "PYTHONUNBUFFERED": "1"})
     if middle.returncode:
         raise CannotStart(f"{run.path} did not start: {middle.stderr.strip().splitlines()[-1]}")
     storage.write_json(run.path / "process.json", {"pid": int(middle.stdout), "host": socket.gethostname(),
-                                                   "workers": workers})
+                                                   "workers": workers, "log": str(log)})
 
 
-# Kinds of place by name; a remote engine is one more entry.
+def _cluster(run: Run, address: str, workers: int, gpus: bool, code: str | Path | None) -> None:
+    """As a job of the Ray cluster whose dashboard is at the address."""
+    from workbench.training import on_ray
+    sent = {"on": address, "job": on_ray.new_job(), "workers": workers, "gpus": gpus, "host": socket.gethostname(),
+            "code": None if code is None else str(Path(code).expanduser().resolve()), "versions": on_ray.versions()}
+    storage.write_json(run.path / "process.json", sent)                 # the job reads it
+    storage.write_json(run.path / "status.json", {**run.status, "state": "queued", "stage": "waiting for the cluster",
+                                                  "pid": None, "host": None, "error": "", "time": time.time()})
+    on_ray.submit(sent["job"], run.path, address, workers, gpus, sent["code"])
+
+
+# Places on this machine, by name.
 _PLACES = {"local": _detached, "here": _here}
-
-
-def _starter(on: str) -> Any:
-    if on not in _PLACES:
-        raise CannotStart(f"cannot launch on {on!r}: only 'local' (a process of its own on this machine) and 'here' "
-                          "(this process) exist now")
-    return _PLACES[on]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch import nn
 
 from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
-from workbench.training import checkpoint, storage
+from workbench.training import checkpoint, precision, storage
 from workbench.training.ranks import ALONE, Ranks
 from workbench.training.recipe import Optim, Recipe
 
@@ -91,7 +91,9 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     adam = optimizer(model, optim)
     ema: Weights | None = copy(model) if optim.ema else None
     best: dict[str, Any] | None = None
-    step, seconds, places, asked = 0, 0.0, folder / "checkpoints", folder / "SAVE"
+    step, seconds, places = 0, 0.0, folder / "checkpoints"
+    rows, asked = storage.Rows(folder / "metrics.jsonl") if ranks.first else None, folder / "SAVE"
+    asking = storage.seldom(folder, lambda: stopping() or asked.exists())
     memory = _memory(device)
 
     state = checkpoint.newest(places, log)
@@ -103,16 +105,18 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         checkpoint.restore_random(state["random"], ranks.rank)
         log(f"resumed from the checkpoint of step {step}")
     began = time.perf_counter() - seconds
+    losses_of = precision.losses(model, recipe)
 
     def save() -> None:
         random = ranks.gather(checkpoint.random_state())
         if ranks.first:
+            rows.flush()
             checkpoint.save(places, {"step": step, "seconds": time.perf_counter() - began, "model": model.state_dict(),
                                      "ema": ema, "best": best, "optimizer": adam.state_dict(), "random": random})
 
     model.train()
     while step < budget.steps:
-        stop, wanted = ranks.agree((stopping(), asked.exists()))
+        stop, wanted = ranks.agree((stopping(), asked.exists()) if ranks.first and asking() else (False, False))
         if stop:
             save()
             log(f"stopped at step {step}")
@@ -127,7 +131,8 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
         for group in adam.param_groups:
             group["lr"] = lr * group.get("share", 1.0)        # a checkpoint of before shares has none
         adam.zero_grad(set_to_none=True)
-        losses = _gradient(model, batch, recipe.batch.pieces)
+        with precision.told(model, recipe):
+            losses = _gradient(losses_of, batch, recipe.batch.pieces)
         ranks.average_gradients_(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip or math.inf)
         row = ranks.average(losses) | {"grad_norm": norm.item()}
@@ -150,7 +155,7 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
                     best = {"step": step, "valid": row["valid"], "weights": copy(averaged)}
         # The row before the checkpoint: a kill between the two then costs a repeated row, never a missing one.
         if ranks.first:
-            storage.append(folder / "metrics.jsonl", {**row, "seconds": time.perf_counter() - began})
+            rows.append({**row, "seconds": time.perf_counter() - began})
         if wanted or step % budget.checkpoint_every == 0 or step == budget.steps:
             save()
             if ranks.first:
@@ -165,12 +170,12 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
     return {"best_step": best["step"], "valid": best["valid"], "seconds": time.perf_counter() - began}
 
 
-def _gradient(model: nn.Module, batch: SpikeBatch, pieces: int) -> dict[str, torch.Tensor]:
+def _gradient(losses_of: precision.LossOf, batch: SpikeBatch, pieces: int) -> precision.Losses:
     """The losses of a batch, whose gradient is left in the weights; in `pieces`, one after the other, their means."""
     told: dict[str, torch.Tensor] = {}
     for piece in range(pieces):
         which = torch.arange(piece, len(batch), pieces, device=batch.device)
-        losses = model.loss(batch if pieces == 1 else batch.take(which))
+        losses = losses_of(batch if pieces == 1 else batch.take(which))
         (losses["loss"] / pieces).backward()
         told = {name: told.get(name, 0.0) + value.detach() / pieces for name, value in losses.items()}
     return told
@@ -184,7 +189,7 @@ def _memory(device: torch.device) -> Callable[[], float]:
     return lambda: round(process.memory_info().rss / 1e9, 3)
 
 
-def fastest_threads(model: nn.Module, batches: Callable[[int], Any]) -> int:
+def fastest_threads(model: nn.Module, batches: Callable[[int], Any], losses_of: precision.LossOf) -> int:
     """How many threads train this model fastest on this machine now; weights and random numbers stay as they are.
 
     Threads wait for each other at every operation, so on a machine that is busy with something else two of them can be
@@ -196,7 +201,7 @@ def fastest_threads(model: nn.Module, batches: Callable[[int], Any]) -> int:
         torch.set_num_threads(threads)
         for k in range(4):                                              # the first call warms up
             start = time.perf_counter()
-            model.loss(batches(k))["loss"].backward()
+            losses_of(batches(k))["loss"].backward()
             spent.setdefault(threads, []).append(time.perf_counter() - start)
     model.zero_grad(set_to_none=True)
     torch.set_rng_state(state)

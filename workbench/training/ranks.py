@@ -1,6 +1,7 @@
 """Several processes as one run: they read the same batch, take a share of its windows each, and step alike.
 
-    batch k → windows rank, rank + size, … → loss → gradients, averaged over all ranks → the same step on every rank
+    batch k → a share of its windows, of about as many spikes as the others' → loss → gradients, averaged over all ranks
+        → the same step on every rank
 
 `torch.distributed.run` starts the processes and says in the environment which is which. Rank 0 alone writes, evaluates
 and scores; it also says when to stop. Batch k is what one process alone would have read, whatever the number of ranks.
@@ -19,6 +20,9 @@ from torch import distributed, nn
 
 from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
+from workbench.nn.vocabulary import Vocabulary
+
+LARGE = 1 << 16                                                         # numbers of a table: 256 kB of gradient
 
 
 class RankLost(Exception):
@@ -35,34 +39,60 @@ def _together() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is (`rank`) of how many (`size`)."""
+    """Which process this is (`rank`) of how many (`size`); `agent`: the process that started them and ends them."""
 
     rank: int = 0
     size: int = 1
+    agent: int | None = None
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def share(self, batch: SpikeBatch) -> SpikeBatch:
-        """This rank's windows of a batch."""
+        """This rank's windows of a batch, in their order: as many as every other rank's, of about as many spikes."""
         if self.size == 1:
             return batch
         if len(batch) % self.size:
             raise WorkbenchError(f"{self.size} processes cannot share batches of {len(batch)} windows evenly; choose a "
                                  "batch.size that the number of processes divides")
-        return batch.take(torch.arange(self.rank, len(batch), self.size, device=batch.device))
+        # Dealt out from the fullest on, there and back, so that no rank always has the fuller of two.
+        deal = batch.offsets.diff().argsort(descending=True, stable=True).view(-1, self.size)
+        deal[1::2] = deal[1::2].flip(1)
+        return batch.take(deal[:, self.rank].sort().values)
 
     def average_gradients_(self, model: nn.Module) -> None:
-        """The mean over ranks of every gradient, in one message; one that a rank lacks is zero there."""
+        """The mean over ranks of every gradient; one that a rank lacks is zero there.
+
+        One message, of the rows alone that some rank touched where a table is large. Gradients stay dense: the
+        optimizer moves the other rows as ever.
+        """
         if self.size == 1:
             return
         weights = [p for p in model.parameters() if p.requires_grad]
-        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in weights])
+        for p in weights:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        touched = self._touched(tables(model))
+        parts = [p.grad[touched[p]] if p in touched else p.grad for p in weights]
+        flat = torch.cat([part.flatten() for part in parts])
         with _together():
             distributed.all_reduce(flat)
-        for p, mean in zip(weights, (flat / self.size).split([p.numel() for p in weights]), strict=True):
-            p.grad = mean.view_as(p)
+        for p, part, mean in zip(weights, parts, (flat / self.size).split([part.numel() for part in parts]),
+                                 strict=True):
+            if p in touched:
+                p.grad[touched[p]] = mean.view_as(part)                 # zero on every rank elsewhere
+            else:
+                p.grad = mean.view_as(p)
+
+    def _touched(self, large: list[nn.Parameter]) -> dict[nn.Parameter, torch.Tensor]:
+        """The rows of large tables that have a gradient on some rank, of those tables where they are few."""
+        if not large:
+            return {}
+        some = torch.cat([p.grad.flatten(1).any(1) for p in large]).to(torch.uint8)
+        with _together():
+            distributed.all_reduce(some, distributed.ReduceOp.MAX)
+        rows = {p: one.nonzero()[:, 0] for p, one in zip(large, some.split([len(p) for p in large]), strict=True)}
+        return {p: one for p, one in rows.items() if 2 * len(one) < len(p)}
 
     def average(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """The mean of every number over ranks."""
@@ -95,6 +125,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def tables(model: nn.Module) -> list[nn.Parameter]:
+    """The learned tables, of units and sessions say, that are large enough for a message about their rows to pay."""
+    found = [m.weight for m in model.modules() if isinstance(m, Vocabulary | nn.Embedding)]
+    return [p for p in dict.fromkeys(found) if p.requires_grad and p.ndim > 1 and p.numel() >= LARGE]
+
+
 def started_together() -> bool:
     """Whether torch.distributed.run started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
@@ -114,7 +150,7 @@ def join() -> Ranks:
                                    store=distributed.PrefixStore(f"attempt {attempt()}", store))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return Ranks(distributed.get_rank(), distributed.get_world_size())
+    return Ranks(rank, size, agent=os.getppid())
 
 
 def leave() -> None:

@@ -120,6 +120,8 @@ class Recipe(_Part):
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None                  # of torch; None: what is fastest at the start
     device: str | None = None                                           # None: cuda where there is one, else cpu
+    precision: Literal["float32", "bf16"] = "float32"                   # of a training step; weights stay float32
+    compile: bool = False                                               # the training step, by torch.compile
     baselines: dict[str, dict[str, Any]] = {}
 
     def __init__(self, **settings: Any):
@@ -169,7 +171,10 @@ class Recipe(_Part):
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """The recipe in a YAML file, or the shipped recipe of that name."""
-        if Path(path).is_file():
+        if not isinstance(path, str):
+            if path.is_file():
+                return cls._read(path)
+        elif Path(path).is_file():
             return cls._read(Path(path))
         if str(path).endswith((".yaml", ".yml")) or len(Path(path).parts) > 1:
             raise BadRecipe(f"there is no recipe file {str(path)!r}; shipped recipes are {', '.join(cls.available())}")
@@ -181,8 +186,9 @@ class Recipe(_Part):
 
     def save(self, path: str | Path) -> Path:
         """Write the recipe as YAML, in one step."""
-        storage.write(Path(path), self.yaml().encode())
-        return Path(path)
+        path = Path(path) if isinstance(path, str) else path
+        storage.write(path, self.yaml().encode())
+        return path
 
     def yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,4 +1,6 @@
-"""A run is a folder. Whoever can see the folder can watch, stop and resume it; reading it imports no torch.
+"""A run is a folder, on a disk or in an object store (a URL). Whoever can see it can watch, stop and resume the run.
+
+Reading it imports no torch.
 
     recipe.yaml  resolved.json  status.json  metrics.jsonl  log.txt  checkpoints/  model/  baselines/  result.json
     lock: held by the process that trains · STOP: asks it to save and leave · process.json: what launch started
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import html
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +40,7 @@ __all__ = ["NoRun", "Run", "RunFailed", "launch", "runs"]
 
 ENDED = ("finished", "stopped", "failed", "lost")
 SILENT = 60                                                             # seconds without a beat; where locks fail
+FRESH = 15                                                              # seconds since a beat; on a cluster
 
 
 class NoRun(WorkbenchError, FileNotFoundError):
@@ -57,14 +61,14 @@ class Run:
 
     def __new__(cls, path: str | Path) -> Run:
         from workbench.training.group import Group
-        several = (Path(path).expanduser() / Group.HOLDS).is_file()
+        several = (storage.place(path) / Group.HOLDS).is_file()
         return super().__new__(Group if several else cls)
 
     def __getnewargs__(self) -> tuple[Path]:
         return (self.path,)                                             # so that copies and pickles know which they are
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().resolve()
+        self.path = storage.place(path)
         if not (self.path / self.HOLDS).is_file():
             raise NoRun(f"there is no run at {path} (no {self.HOLDS} in it); workbench.runs(folder) lists the runs in "
                         "a folder")
@@ -92,7 +96,9 @@ class Run:
     def alive(self) -> bool:
         """Whether a process trains here, or was started and is on its way."""
         state = self.status["state"]
-        between = state == "running" and self._workers() > 1            # two attempts, when nobody holds the lock
+        if "job" in self.sent() or not storage.local(self.path):
+            return self._beats(state)
+        between = state == "running" and self.sent().get("workers", 1) > 1   # two attempts: no lock
         return self._locked() or (state == "queued" and self._started()) or (between and self._process() is not None)
 
     @property
@@ -110,9 +116,13 @@ class Run:
             return f"{self.path} was killed without a word{at}; run.resume() goes on from its newest checkpoint"
         if state != "failed":
             return ""
+        if status["state"] == "queued" and "job" in self.sent():
+            return (f"the job of {self.path} ended on {self.sent()['on']} before the run began: "
+                    f"{self.log(12).strip() or self._told()[1]}")
         if status["state"] == "queued":
             return f"{self.path} did not start; the end of its log says: {self.log(12).strip() or 'nothing'}"
-        return status.get("error", "")
+        there = f"on {status['host']}: " if "job" in self.sent() and status.get("host") else ""
+        return there + status.get("error", "")
 
     def metrics(self) -> pd.DataFrame:
         """One row a step: loss, lr, grad_norm, spikes_per_s, data_wait (share of the time), memory_gb (resident, or the
@@ -125,11 +135,16 @@ class Run:
         return newest_rows(storage.rows(self.path / "metrics.jsonl"))
 
     def log(self, tail: int = 50) -> str:
-        """The last lines of log.txt."""
+        """The last lines of log.txt; of a job on a cluster that has written none, what it printed there."""
         try:
-            text = (self.path / "log.txt").read_text(encoding="utf-8", errors="replace")
+            text = storage.content(self.path / "log.txt").decode("utf-8", errors="replace")
         except FileNotFoundError:
-            return ""
+            text, sent = "", self.sent()
+            if Path(sent.get("log", "")).is_file():                     # of a run whose folder is in a store
+                text = Path(sent["log"]).read_text(encoding="utf-8", errors="replace")
+            if "job" in sent:
+                from workbench.training import on_ray
+                text = on_ray.log(sent["on"], sent["job"])
         return "\n".join(text.splitlines()[-tail:])
 
     def result(self) -> dict[str, Any]:
@@ -166,7 +181,12 @@ class Run:
         if not (self.path / "model").is_dir():
             raise NoRun(f"{self.path} has no final weights yet: it is {self.state}; {self._way_out()}")
         from workbench import models
-        return models.load(self.path / "model")
+        if storage.local(self.path):
+            return models.load(self.path / "model")
+        with tempfile.TemporaryDirectory() as here:
+            for file in (self.path / "model").iterdir():
+                Path(here, file.name).write_bytes(storage.content(file))
+            return models.load(here)
 
     def _way_out(self) -> str:
         return "run.wait() for it" if self.state in ("queued", "running") else "run.resume() goes on with it"
@@ -205,25 +225,33 @@ class Run:
         from workbench.training.trainer import train
         return train(self.recipe, self.path, on_step=on_step, **where)
 
-    def resume(self, on: str = "local", workers: int | None = None) -> Run:
+    def resume(self, on: str | None = None, workers: int | None = None, **cluster: Any) -> Run:
         """Go on from the newest checkpoint, as if the run had never stopped. A finished run stays as it is.
 
-        workers: processes that train together; None: as many as the last time.
+        on: where, see `launch`; workers: processes that train together; on a cluster also gpus, code. None: as the
+        last time.
         """
-        return self if self.state == "finished" else start(self, on, workers)
+        return self if self.state == "finished" else start(self, on, workers, **cluster)
 
     def kill(self) -> Run:
-        """End the run's process at once. Its newest checkpoint stays whole."""
-        process = self._process()
-        if process and self.alive:
-            others = process.children(recursive=True) if self._workers() > 1 else []
+        """End the run's process, or its job, at once. Its newest checkpoint stays whole."""
+        process, sent = self._process(), self.sent()
+        if "job" in sent and self.alive:
+            from workbench.training import on_ray
+            on_ray.end(sent["on"], sent["job"])
+            self._until_dead(FRESH + 10)
+        elif process and self.alive:
+            others = process.children(recursive=True) if self.sent().get("workers", 1) > 1 else []
             for each in (process, *others):                             # who would start the others again comes first
                 with suppress(psutil.Error):
                     each.kill()
-            until = time.monotonic() + 10
-            while self.alive and time.monotonic() < until:
-                time.sleep(0.02)
+            self._until_dead(10)
         return self
+
+    def _until_dead(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self.alive and time.monotonic() < until:
+            time.sleep(0.02)
 
     def watch(self) -> RunMonitor:
         """The live monitor: curves, progress, throughput, a Stop button. The same in a cell and served."""
@@ -254,12 +282,32 @@ class Run:
         except psutil.Error:
             return None
 
-    def _workers(self) -> int:
-        """How many processes the run was started with."""
-        return (storage.read_json(self.path / "process.json") or {}).get("workers", 1)
+    def sent(self) -> dict[str, Any]:
+        """How the run was started the last time: workers; on a cluster also on, gpus, job, versions."""
+        return storage.read_json(self.path / "process.json") or {}
+
+    def _told(self) -> tuple[str, str]:
+        """What the cluster says of the run's job."""
+        from workbench.training import on_ray
+        sent = self.sent()
+        try:
+            return on_ray.told(sent["on"], sent["job"])
+        except on_ray.NoCluster as error:                               # a cluster's jobs end with it
+            return "FAILED", str(error)
+
+    def _beats(self, state: str) -> bool:
+        """Whoever sees the folder trusts its heartbeat; between two beats too far apart the cluster is asked."""
+        if state not in ("queued", "running"):
+            return False
+        if "job" not in self.sent():
+            gone = self.status.get("host") == socket.gethostname() and self._process() is None
+            late = time.time() - self.status.get("time", 0) > FRESH
+            return self._started() if state == "queued" else not (gone or late)
+        beats = state == "running" and time.time() - self.status.get("time", 0) < FRESH
+        return beats or self._told()[0] in ("PENDING", "RUNNING")
 
     def _started(self) -> bool:
-        known = storage.read_json(self.path / "process.json")
+        known = self.sent()
         young = time.time() - self.status.get("time", 0) < 5            # launch has not written process.json yet
         return self._process() is not None if known and known["host"] == socket.gethostname() else young
 
@@ -309,7 +357,7 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
     A comparison or a sweep is one row; `runs` of its folder lists the runs in it.
     """
     found = {str(p.parent): _facts_or_why_not(p.parent)
-             for name in ("recipe.yaml", "plan.json") for p in Path(folder).glob(f"*/{name}")}
+             for name in ("recipe.yaml", "plan.json") for p in storage.place(folder).glob(f"*/{name}")}
     columns = ["state", "recipe", "model", "data", "target", "step", "steps", "valid", "valid_name", "test_r2",
                "test_bits", "started", "error"]
     table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("run")

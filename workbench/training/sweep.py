@@ -24,7 +24,7 @@ import pandas as pd
 
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.training import group
-from workbench.training.launching import new_folder
+from workbench.training.launching import CannotStart, check_place, new_folder, processes
 from workbench.training.recipe import SHIPPED, Recipe, read_yaml
 from workbench.training.run import Run
 
@@ -35,18 +35,28 @@ class BadSweep(WorkbenchError, ValueError):
     """A grid, or an experiment, that names no runs."""
 
 
-def sweep(recipe: Recipe | str | Path, grid: Grid, *, folder: str | Path | None = None) -> pd.DataFrame:
-    """Train the recipe with every combination of settings, one after another in this process; a row each, see `load`.
+def sweep(recipe: Recipe | str | Path, grid: Grid, *, folder: str | Path | None = None, on: str = "here",
+          workers: int | None = None, gpus: int | None = None, shared: bool = False,
+          code: str | Path | None = None) -> pd.DataFrame:
+    """Train the recipe with every combination of settings; a row each, as far as it has come, see `load`.
 
     recipe   a Recipe, the name of a shipped one, or a YAML file
     grid     {setting: values}: every combination; or [{setting: value, …}, …]: these. Settings are dotted, as in
              "optim.lr"; a value that is a mapping replaces the one in the recipe
     folder   None: a new one under runs/. Given again, what is finished there stays, and what is not goes on
+    on       "here": one after another in this process. "local": the same in a process of its own; returns at once.
+             "http://HEAD:8265": on a Ray cluster, as many at once as there is room for; returns at once.
+             `workbench.Run(folder)` watches, stops and resumes all of them as one
+    workers, gpus, shared, code   of every run, on a cluster; see `launch`
 
     A run that fails is told in its row. Raises BadSweep, BadRecipe, OtherRuns, CannotStart before anything starts, and
     Stopped after an interrupt.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    check_place(on, shared)
+    if on in ("here", "local") and (workers or gpus or 1) > 1:
+        raise CannotStart(f"the runs of a sweep train one after another {on}, in one process each; leave workers and "
+                          "gpus out, or say on='http://HEAD:8265'")
     chosen = combinations(grid)
     keys = dict.fromkeys(key for settings in chosen for key in settings)
     last = [key.rpartition(".")[2] for key in keys]
@@ -56,9 +66,15 @@ def sweep(recipe: Recipe | str | Path, grid: Grid, *, folder: str | Path | None 
         label = _label({short[key]: value for key, value in settings.items()}) or recipe.name
         if label in runs:
             raise BadSweep(f"two runs of the sweep would be called {label!r}; vary something that tells them apart")
-        runs[label] = {"recipe": recipe.vary(settings).anchored().model_dump(mode="json"), "varied": list(settings)}
+        one = recipe.vary(settings).anchored()
+        processes(one, on, workers, gpus)
+        runs[label] = {"recipe": one.model_dump(mode="json"), "varied": list(settings)}
     place = Path(folder).expanduser() if folder is not None else new_folder(f"{recipe.name}-sweep")
-    group.carry_out(group.join(place, "sweep", runs))
+    joined = group.join(place, "sweep", runs)
+    if on == "here":
+        group.carry_out(joined)
+    elif joined.left:
+        joined.resume(on, workers or gpus, gpus=gpus is not None, code=code)
     return load(place)
 
 

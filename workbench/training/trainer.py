@@ -3,7 +3,8 @@
     recipe → recordings, split in time → model → fit → model/ (weights) → scores on the test part → scores.json
            → every baseline, the same way in baselines/<name>/ → result.json
 
-A folder has one writer at a time, the holder of its `lock`. Files appear whole; `status.json` beats every second.
+A folder has one writer at a time, the holder of its `lock`. Files appear whole; `status.json` beats every second, and
+every five where a step, or what comes before and after the steps, takes longer.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import os
 import platform
 import random
 import shutil
-import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,10 +32,14 @@ from workbench.catalog import open_recordings
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.models.base import parameters
 from workbench.session import Session, inside
-from workbench.training import loop, objectives, storage
+from workbench.training import loop, objectives, precision, storage
 from workbench.training.ranks import ALONE, RankLost, Ranks, leave
 from workbench.training.recipe import Recipe
+from workbench.training.reporter import Reporter, Silent, relay
 from workbench.windows import RandomWindows, locked, split
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 class CannotTrain(WorkbenchError, ValueError):
@@ -43,39 +48,6 @@ class CannotTrain(WorkbenchError, ValueError):
 
 class FolderInUse(WorkbenchError, RuntimeError):
     """Another process writes to this run."""
-
-
-class Reporter:
-    """Writes log.txt and status.json, and passes every step on to a progress bar or to the run that waits for it."""
-
-    def __init__(self, folder: Path, on_step: Callable[[dict], None] | None, pid: int | None = None):
-        self.folder, self.on_step, self.beat = folder, on_step, 0.0
-        old = storage.read_json(folder / "status.json") or {}
-        self.status = {k: old[k] for k in ("started", "step", "steps", "valid", "valid_name") if old.get(k) is not None}
-        self.status.setdefault("started", time.time())
-        self(state="running", pid=pid or os.getpid(), host=socket.gethostname(), stage="opening the recordings")
-
-    def __call__(self, **fields: Any) -> None:
-        """Take over new values; on disk at once when the state or stage changes, else once a second."""
-        self.status |= fields
-        now = time.time()
-        if now - self.beat > 1 or "state" in fields or "stage" in fields:
-            self.beat = now
-            storage.write_json(self.folder / "status.json", {**self.status, "time": now}, durable="state" in fields)
-        if self.on_step:
-            self.on_step(self.status)
-
-    def log(self, message: str) -> None:
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
-
-
-class _Silent:
-    """A reporter of a rank that writes nothing."""
-
-    def __call__(self, **fields: Any) -> None: ...
-
-    def log(self, message: str) -> None: ...
 
 
 def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None] | None = None,
@@ -88,16 +60,16 @@ def train(recipe: Recipe, folder: str | Path, *, on_step: Callable[[dict], None]
     raises.
     """
     if not ranks.first:
-        return _follow(recipe, Path(folder), ranks)
+        return _follow(recipe, storage.place(folder), ranks)
     return keep(folder, partial(_run, recipe, ranks=ranks), on_step=on_step, stop_files=stop_files,
-                pid=os.getppid() if ranks.size > 1 else None)           # who started them is who ends them
+                pid=ranks.agent)
 
 
 def _follow(recipe: Recipe, folder: Path, ranks: Ranks) -> str:
     """What the ranks beside the first do of a run."""
     try:
         if ranks.agree(None):
-            _learn(recipe, folder, _Silent(), lambda: False, ranks)
+            _learn(recipe, folder, Silent(), lambda: False, ranks)
         return "finished"
     except loop.Stopped:
         return "stopped"
@@ -112,19 +84,15 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
 
     pid: of the process that has to end for the run to end, where that is not this one.
     """
-    folder = Path(folder)
+    folder = storage.place(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stop_files = (*stop_files, folder / "STOP")
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=3)                                         # a reader that looks holds it for an instant
-    except Timeout:
-        raise FolderInUse(f"another process is training in {folder}; wait for it, stop it, or choose another folder") \
-            from None
+    lock = _alone(folder)
     try:
         report = Reporter(folder, on_step, pid)
         try:
-            result = work(folder, report, stop_files)
+            with report.beating():
+                result = work(folder, report, stop_files)
             storage.write_json(folder / "result.json", result)
             report.log("finished")
             report(state="finished", stage="finished")
@@ -146,7 +114,25 @@ def keep(folder: str | Path, work: Callable[[Path, Reporter, tuple[Path, ...]], 
                 report(state="failed", error=str(error) if known else f"{type(error).__name__}: {error}")
             raise
     finally:
-        lock.release()
+        if lock:
+            lock.release()
+
+
+def _alone(folder: Path | UPath) -> FileLock | None:
+    """The lock of a folder that nobody else trains in; in a store, which has none, a heart that does not beat."""
+    held = f"another process is training in {folder}; wait for it, stop it, or choose another folder"
+    if not storage.local(folder):
+        from workbench.training.run import FRESH
+        said = storage.read_json(folder / "status.json") or {}
+        if said.get("state") == "running" and time.time() - said["time"] < FRESH:
+            raise FolderInUse(held)
+        return None
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=3)                                         # a reader that looks holds it for an instant
+    except Timeout:
+        raise FolderInUse(held) from None
+    return lock
 
 
 def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path, ...],
@@ -176,17 +162,7 @@ def _run(recipe: Recipe, folder: Path, report: Reporter, stop_files: tuple[Path,
     return {"scores": own["scores"], "baselines": baselines, "protocol": own["protocol"]}
 
 
-def relay(part: str, report: Reporter) -> Callable[[dict], None]:
-    """The steps of one part of a run, told as the run's own: its heart beats while a baseline trains."""
-    def tell(status: dict) -> None:
-        stage = {"stage": f"{part}: {status['stage']}"}
-        report(part_step=status.get("part_step", status.get("step")),
-               part_steps=status.get("part_steps", status.get("steps")),
-               **(stage if stage["stage"] != report.status["stage"] else {}))
-    return tell
-
-
-def _learn(recipe: Recipe, folder: Path, report: Reporter | _Silent, stopping: Callable[[], bool],
+def _learn(recipe: Recipe, folder: Path, report: Reporter | Silent, stopping: Callable[[], bool],
            ranks: Ranks = ALONE) -> dict[str, Any]:
     """Fit one model and score it on held-out time: {scores, protocol}. Ranks beside the first: only fit it."""
     opened = time.perf_counter()
@@ -211,6 +187,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | _Silent, stopping: C
     except (RuntimeError, AssertionError) as error:
         raise CannotTrain(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); say device=cpu, or "
                           "device=null for the best there is") from None
+    precision.check(recipe, torch.device(device), solved=hasattr(kind, "fit"))
     with _machine(threads, recipe.seed):
         # Whatever a model takes from the recording (rates, the scale of the target), it takes from the training part.
         given = {"target": target} if target is not None and objectives.takes_target(kind) else {}
@@ -228,7 +205,9 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | _Silent, stopping: C
                                     batch_size=recipe.batch.size, **recipe.batch.model_dump(exclude={"size", "pieces"}))
         if threads is None:
             choose = not solved and device == "cpu"
-            threads = loop.fastest_threads(model, windows.batch) if choose else torch.get_num_threads()
+            with precision.told(model, recipe):
+                threads = loop.fastest_threads(model, windows.batch, precision.losses(model, recipe)) \
+                    if choose else torch.get_num_threads()
         torch.set_num_threads(threads)
         resolved = {
             "target": target, "window": model.window, "threads": threads, "device": device,
@@ -254,9 +233,10 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | _Silent, stopping: C
         else:
             report(stage="training", valid_name=objectives.valid_name(model))
             model = model.to(device)
-            found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
-                             evaluate=lambda m: objectives.valid(m, sessions, valid_parts, target),
-                             higher=model.decodes, ranks=ranks)
+            with precision.training(model, recipe):
+                found = loop.fit(model, windows.batch, recipe, folder, stopping=stopping, report=report, log=report.log,
+                                 evaluate=lambda m: objectives.valid(m, sessions, valid_parts, target),
+                                 higher=model.decodes, ranks=ranks)
             leave()                                                     # what follows is for the first alone
             if not ranks.first:
                 return {}
@@ -272,6 +252,7 @@ def _learn(recipe: Recipe, folder: Path, report: Reporter | _Silent, stopping: C
         "split": resolved["split"],
         "windows": {"duration": model.window, "batch_size": None if solved else recipe.batch.size},
         **({"processes": ranks.size} if ranks.size > 1 else {}),
+        **({"precision": recipe.precision} if recipe.precision != "float32" else {}),
         "scoring": scoring, "seed": recipe.seed, "steps": None if solved else recipe.budget.steps,
         "best_step": found.get("best_step"), "valid": found.get("valid"),
         "valid_name": None if solved else objectives.valid_name(model), "chosen": found.get("chosen"),
@@ -345,7 +326,13 @@ def _settle(folder: Path, resolved: dict, settled: dict, report: Reporter) -> No
 
 
 def _save_model(model: torch.nn.Module, folder: Path) -> None:
-    """The final weights appear as a whole folder."""
+    """The final weights appear as a whole folder; in a store file by file, what names them last."""
+    if not storage.local(folder):
+        with tempfile.TemporaryDirectory() as there:
+            model.save_pretrained(there)
+            for file in sorted(Path(there).iterdir(), key=lambda file: file.name == "config.json"):
+                storage.write(folder / file.name, file.read_bytes())
+        return
     unfinished = folder.with_name(f"{folder.name}.tmp")
     for place in (unfinished, folder):                                  # left by a kill while scoring
         shutil.rmtree(place, ignore_errors=True)
