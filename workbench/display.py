@@ -177,12 +177,6 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
     return page(title, home, choice, alerts, body)
 
 
-def cell_safe(text: str) -> str:
-    """HTML that may be sent to a cell while nbclient executes the notebook: it takes a message that holds the word
-    "state" for one of a widget, and fails over it."""
-    return text.replace("state", "st&#97;te")
-
-
 def alert(error: str | Exception) -> pn.pane.HTML:
     """A sentence that says what went wrong, in colours of its own: readable on a light ground and on a dark one."""
     sentence = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error

@@ -7,9 +7,9 @@ import threading
 import time
 from contextlib import suppress
 from urllib.parse import quote_plus
+from urllib.request import urlopen
 
 import pytest
-from bokeh.client import pull_session
 from bokeh.document import Document
 from bokeh.models import Plot
 from panel.io.model import add_to_doc
@@ -120,8 +120,9 @@ def alerts(monitor) -> list[str]:
 
 def table(monitor) -> list[list[str]]:
     """The cells of the table of runs, the head first; nothing where it is not shown."""
-    rows = re.findall(r"<tr.*?</tr>", monitor._table._rows.content) if monitor._table._rows.visible else []
-    return [[html.unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
+    content = html.unescape(monitor._table._rows.content) if monitor._table._rows.visible else ""
+    rows = re.findall(r"<tr.*?</tr>", content)
+    return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
 
 
 def test_a_new_row_is_shown_within_a_second(tmp_path, monkeypatch):
@@ -133,12 +134,12 @@ def test_a_new_row_is_shown_within_a_second(tmp_path, monkeypatch):
         built.append(RunMonitor(path))
         return built[-1]
 
-    def visitor(address):
-        with suppress(OSError):                                         # the server is about to listen
-            return pull_session(url=address)
+    def visited(address):
+        with suppress(OSError), urlopen(address) as answer:             # the server is about to listen
+            return answer.status == 200
 
-    with serving(build) as address, wait_for(lambda: visitor(address)) as session:
-        assert session.document.roots
+    with serving(build) as address:
+        wait_for(lambda: visited(address))
         monitor = built[-1]
         for step in range(21, 26):
             storage.append(path / "metrics.jsonl", {"step": step, "loss": 0.1})

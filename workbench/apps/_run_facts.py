@@ -29,8 +29,9 @@ FILLS = {"ndt1", "stndt", "ndt2", "mtm", "neds", "lfads", "ldns", "neurobridge"}
 
 def recipe_of(place: str | Path) -> Recipe | None:
     """The recipe of a run's folder, read once; None of several runs, and of a file that is none."""
+    path = storage.place(place) / "recipe.yaml"
     try:
-        return _recipe(str(place), (Path(place) / "recipe.yaml").stat().st_mtime_ns)
+        return _recipe(str(place), path.stat().st_mtime_ns if storage.local(path) else 0)
     except OSError:
         return None
 
@@ -38,7 +39,7 @@ def recipe_of(place: str | Path) -> Recipe | None:
 @lru_cache(1024)
 def _recipe(place: str, written: int) -> Recipe | None:
     try:
-        return Recipe.load(Path(place) / "recipe.yaml")
+        return Recipe.load(storage.place(place) / "recipe.yaml")
     except WorkbenchError:
         return None
 
@@ -85,10 +86,16 @@ def red(sentence: str) -> str:
     return f'<div role="alert" style="{ALERT}">{html.escape(sentence)}</div>' if sentence else ""
 
 
+def unsaid(table: str) -> str:
+    """HTML without the word "state": nbclient, which executes saved notebooks, fails over a message that holds it."""
+    return table.replace("state", "st&#97;te")
+
+
 def has_conditions(place: str | Path) -> bool:
     """Whether it is a run with weights of a model that forecasts from conditions."""
     recipe = recipe_of(place)
-    return recipe is not None and bool(recipe.model.settings.get("conditions")) and (Path(place) / "model").is_dir()
+    return recipe is not None and bool(recipe.model.settings.get("conditions")) and (
+        storage.place(place) / "model").is_dir()
 
 
 def openers(run: Run) -> dict[str, dict[str, str]]:

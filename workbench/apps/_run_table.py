@@ -13,9 +13,8 @@ from typing import Any
 
 import panel as pn
 
-from workbench.apps._run_facts import STATES, recipe_of
+from workbench.apps._run_facts import STATES, recipe_of, unsaid
 from workbench.apps._tiles import Tiles
-from workbench.display import cell_safe
 from workbench.errors import WorkbenchError
 from workbench.training.group import Group
 from workbench.training.recipe import Recipe
@@ -48,9 +47,9 @@ class RunTable(pn.viewable.Viewer):
                 continue
         self.going = any(row[0] not in ENDED for row in rows.values())
         keys, values = differences({place: recipe for place, recipe in recipes.items() if recipe is not None})
-        above = os.path.commonpath([str(Path(place).parent) for place in rows]) if rows else ""
-        body = [[os.path.relpath(place, above), *row, *(values.get(place, {}).get(key, "") for key in keys[:MOST])]
-                for place, row in rows.items()]
+        names = _short(list(rows))
+        body = [[name, *row, *(values.get(place, {}).get(key, "") for key in keys[:MOST])]
+                for name, (place, row) in zip(names, rows.items(), strict=True)]
         more = (f"{len(keys) - MOST} more settings differ: <code>Run(…).recipe.diff(Run(…).recipe)</code>"
                 if len(keys) > MOST else "")
         self.places = list(rows)
@@ -59,13 +58,22 @@ class RunTable(pn.viewable.Viewer):
             chosen=self.places.index(chosen) if chosen in rows else -1)
 
 
+def _short(places: Sequence[str]) -> list[str]:
+    """The folders as seen from the one that holds them all, if one does."""
+    try:
+        above = os.path.commonpath([os.path.dirname(place) for place in places])
+        return [os.path.relpath(place, above) for place in places]
+    except ValueError:                                                  # none at all, or some on a disk and some not
+        return list(places)
+
+
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]], below: str) -> str:
     cell = lambda text: f"<td>{html.escape(text)}</td>"
     body = "".join(
         f'<tr class="row" data-item="{i}" tabindex="0"><td><b>{html.escape(run)}</b></td>'
         f'<td style="color:{STATES.get(state, STATES[None])}">{state}</td>{"".join(map(cell, others))}</tr>'
         for i, (run, state, *others) in enumerate(rows))
-    return cell_safe(f"<table><tr>{''.join(map(cell, names))}</tr>{body}</table><p class='faint'>{below}</p>")
+    return unsaid(f"<table><tr>{''.join(map(cell, names))}</tr>{body}</table><p class='faint'>{below}</p>")
 
 
 def differences(recipes: dict[str, Recipe]) -> tuple[list[str], dict[str, dict[str, str]]]:

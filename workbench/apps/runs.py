@@ -21,9 +21,9 @@ import panel as pn
 import param
 
 from workbench.apps._run_curves import Curves
-from workbench.apps._run_facts import STATES, facts, opening, recipe_of, red, wrong
+from workbench.apps._run_facts import STATES, facts, opening, recipe_of, red, unsaid, wrong
 from workbench.apps._run_table import RunTable
-from workbench.display import Dashboard, Text, address, alert, cell_safe, in_kernel, page
+from workbench.display import Dashboard, Text, address, alert, in_kernel, page
 from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.group import Group
@@ -47,7 +47,7 @@ class RunMonitor(Dashboard):
     def __init__(self, run: str | Path | None = None, *, folder: str | Path = "runs",
                  link: Callable[..., str] | None = None, **params):
         super().__init__(**params)
-        self._asked, self._folder, self._link = run, Path(folder).expanduser().resolve(), link
+        self._asked, self._folder, self._link = run, storage.place(folder), link
         self.param.run.objects = self._places()
         self._curves, self._table = Curves(), RunTable(lambda place: setattr(self, "run", place))
         self._head, self._alert, self._opens = (Text(sizing_mode="stretch_width", margin=(5, 10)) for _ in range(3))
@@ -78,7 +78,7 @@ class RunMonitor(Dashboard):
         """Blank everything, then show the run as it is now."""
         with self._lock, _at_once():
             self._looks, self._state = 0, ""
-            self._tail = storage.Tail(Path(self.run or self._folder) / "metrics.jsonl")
+            self._tail = storage.Tail(storage.place(self.run or self._folder) / "metrics.jsonl")
             self._blank()
             self.refresh()
 
@@ -153,7 +153,7 @@ class RunMonitor(Dashboard):
         said = [f"{run.plan['kind']} of {of} runs, {done} done"]
         if state in ("running", "queued"):
             said.append(html.escape(status.get("stage", "starting")))
-        shown = cell_safe(table.to_html(na_rep="", float_format="{:.4g}".format, border=0))
+        shown = unsaid(table.to_html(na_rep="", float_format="{:.4g}".format, border=0))
         self._show(run, state, said, done / of, below=f"<div style='overflow-x:auto'>{shown}</div>")
 
     def _show(self, run: Run, state: str, said: list[str], share: float, beside: str = "", below: str = "") -> None:
@@ -178,6 +178,11 @@ class RunMonitor(Dashboard):
         self.refresh()
 
     @property
+    def _every(self) -> int:
+        """Milliseconds between two looks; in an object store, where each takes requests, at least two seconds."""
+        return self.interval if self.run is None or storage.local(storage.place(self.run)) else max(self.interval, 2000)
+
+    @property
     def _ended(self) -> bool:
         """Whether nothing that is on view can change any more."""
         try:
@@ -193,7 +198,7 @@ class RunMonitor(Dashboard):
             self._ticking = threading.Thread(target=self._follow, daemon=True)
             self._ticking.start()
         else:
-            self._ticking = pn.state.add_periodic_callback(self._look_again, period=self.interval)
+            self._ticking = pn.state.add_periodic_callback(self._look_again, period=self._every)
 
     def _look_again(self) -> bool:
         """True while there may be more to see."""
@@ -213,7 +218,7 @@ class RunMonitor(Dashboard):
         """
         line, own, looks, more = None, None, 0, True
         while more or line is own:
-            time.sleep(self.interval / 1000)
+            time.sleep(self._every / 1000)
             looks += 1
             for comm in [pn.state._views[ref][3] for ref in self._view._models if ref in pn.state._views]:
                 if comm._comm is None and looks >= PATIENCE:
