@@ -16,7 +16,6 @@ from workbench.training import precision
 from workbench.training.precision import CannotCompute
 from workbench.training.run import Run
 from workbench.training.trainer import train
-from workbench.windows import RandomWindows
 
 
 def stopped_at(recipe, folder, step: int):
@@ -54,20 +53,17 @@ def test_in_bf16_weights_moments_averages_and_losses_stay_float32(tiny, bf16, tm
     assert [each.get("precision") for each in protocol] == ["bf16", None]
 
 
-def test_scores_are_float32s_whatever_the_training_was(tiny, bf16, tmp_path):
-    """The weights of a run in bf16, scored by a run in float32."""
-    train(tiny.with_(budget={"steps": 1}), tmp_path)
-    ours = models.load(bf16 / "model")
+def test_a_run_in_bf16_chooses_and_scores_its_weights_in_float32(tiny, tmp_path, monkeypatch):
     seen = []
-    ours.register_forward_hook(lambda module, given, said: seen.append(said.behavior.dtype))
-    session = reach_sim(seconds=40, units=12)
-    windows = RandomWindows([session], [session.intervals], duration=ours.window, batch_size=2, targets=("hand_vel",),
-                            align="hand_vel")
-    loss = precision.losses(ours, tiny.with_(precision="bf16"))(windows.batch(0))["loss"]
-    assert loss.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    with torch.no_grad():
-        ours.eval()(windows.batch(0))
-    assert seen[-1] == torch.float32
+    forward = models.get("gru").forward
+
+    def watched(model, batch):
+        said = forward(model, batch)
+        seen.append((model.training, torch.is_autocast_enabled("cpu"), said.latents.dtype))
+        return said
+    monkeypatch.setattr(models.get("gru"), "forward", watched)
+    train(tiny.with_(precision="bf16", budget={"steps": 4, "eval_every": 2}), tmp_path)
+    assert set(seen) == {(True, True, torch.bfloat16), (False, False, torch.float32)}
 
 
 class Looker(SpikeModel):
