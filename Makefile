@@ -21,9 +21,8 @@ test: $(VENV)/.installed-dev    ## lint, and every test that is neither slow nor
 test-slow: $(VENV)/.installed-dev   ## the tests marked slow (minutes each)
 	$(PY) -m pytest -m slow
 
-test-cluster: $(VENV)/.installed-dev    ## a Ray cluster of two nodes on this machine (installs Ray; minutes)
-	$(PIP) install --constraint constraints.txt --editable '.[cluster]'
-	$(PY) -m pytest -m cluster -s
+test-cluster: $(VENV)/.installed-cluster    ## a Ray cluster of two nodes on this machine (installs Ray; minutes)
+	$(PY) -m pytest -m cluster -s tests/training
 
 bench: $(VENV)/.installed-dev   ## side by side with other libraries; prints ratios
 	$(PY) -m benchmarks
@@ -64,6 +63,10 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(MAKE) install-dev
+	touch $@
+
+$(VENV)/.installed-cluster: $(VENV)/.installed-dev
+	$(PIP) install --constraint constraints.txt --editable '.[cluster]'
 	touch $@
 
 clean:

@@ -114,13 +114,12 @@ def _client(address: str) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without a line for every file that stays behind."""
-    logger = logging.getLogger("ray")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)
 
 
 def _first_line(error: BaseException) -> str:
