@@ -21,7 +21,7 @@ from workbench.training import checkpoint
 from workbench.training.launching import CannotStart, launch
 from workbench.training.on_ray import NoCluster
 from workbench.training.run import Run, RunFailed
-from workbench.training.sweep import combinations, load, sweep
+from workbench.training.sweep import load, sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(sys.platform != "linux", reason="Ray clusters are for Linux")]
 STARTS, LONGEST = 2, 150                                                # tries, and seconds of each
@@ -194,20 +194,15 @@ def test_a_killed_job_is_lost_and_one_that_never_began_says_why(cluster, longer,
 
 
 def test_a_sweep_trains_as_many_at_once_as_there_is_room_for(cluster, longer, tmp_path):
-    """Four cores, four runs of one process: together; the one that cannot train is told in its row."""
-    folder, grid = tmp_path / "sweep", {"seed": [0, 1, 2], "optim.lr": [1e-3]}
-    table = sweep(longer.with_(budget={"steps": 2000}), [*combinations(grid), {"seed": 0, "optim.lr": 1e9}],
-                  folder=folder, on=cluster, shared=True)
+    """Two runs of one process on four cores: neither waits for the other's end."""
+    folder = tmp_path / "sweep"
+    table = sweep(longer.with_(budget={"steps": 2000}), {"seed": [0, 1]}, folder=folder, on=cluster, shared=True)
     assert set(table["state"]) == {"queued"}
-    run, most = Run(folder), 0
-    while run.state in ("queued", "running"):
-        most = max(most, sum(one.state == "running" for one in run.runs.values()))
-        time.sleep(0.2)
-    assert most >= 2, "one after another"
+    assert Run(folder).wait(420).state == "finished"
     table = load(folder)
-    assert table["state"].tolist() == ["finished"] * 3 + ["failed"] and run.state == "failed"
-    assert "learning rate 1e+09" in table["error"].iloc[-1] and table["hand_vel.r2"].notna().sum() == 3
-    assert table["hand_vel.r2"].iloc[:3].nunique() == 3
+    assert table["state"].tolist() == ["finished"] * 2 and table["hand_vel.r2"].nunique() == 2
+    said = [run.status for run in Run(folder).runs.values()]
+    assert max(one["started"] for one in said) < min(one["time"] for one in said)
 
 
 def test_no_cluster_there_is_one_sentence_and_nothing_is_left(longer, tmp_path):
