@@ -13,15 +13,21 @@ import pytest
 
 @contextmanager
 def serving(build: Callable[[], object]) -> Iterator[str]:
-    """The address at which every visitor gets a view from `build`."""
+    """The address at which every visitor gets a view from `build`; its thread answers already."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = pn.serve(build, port=port, threaded=True, show=False, verbose=False)
     try:
+        wait_for(lambda: answers(port))
         yield f"http://localhost:{port}"
     finally:
         server.stop()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("localhost", port)) == 0
 
 
 def wait_for(happens: Callable[[], object], seconds: float = 60.0):

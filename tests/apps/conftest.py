@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--no-first-run"]
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-gpu-compositing", "--disable-software-rasterizer",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 HERE = re.compile(r"^(data:|blob:|about:|(http|ws)s?://(127\.0\.0\.1|localhost)[:/])")
 
 
@@ -30,16 +30,25 @@ def browser():
         opened.close()
 
 
+@pytest.fixture(scope="session")
+def tab(browser):
+    """One tab for all tests: a new one compiles the dashboards' JavaScript anew, which takes longer than a test."""
+    return browser.new_page(viewport={"width": 1200, "height": 1000})
+
+
 @pytest.fixture
-def page(browser):
-    """A page that fails its test on a JavaScript error or a request to any other computer."""
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
-    page.set_default_timeout(60_000)
+def page(tab):
+    """An empty page that fails its test on a JavaScript error or a request to any other computer."""
+    tab.set_default_timeout(60_000)
     wrong = []
-    page.on("pageerror", lambda error: wrong.append(f"error on the page: {error}"))
-    page.on("request", lambda request: HERE.match(request.url) or wrong.append(f"asked for {request.url}"))
-    yield page
-    page.close()
+    listening = {"pageerror": lambda error: wrong.append(f"error on the page: {error}"),
+                 "request": lambda request: HERE.match(request.url) or wrong.append(f"asked for {request.url}")}
+    for event, listener in listening.items():
+        tab.on(event, listener)
+    yield tab
+    tab.goto("about:blank")
+    for event, listener in listening.items():
+        tab.remove_listener(event, listener)
     assert not wrong
 
 

@@ -1,7 +1,6 @@
 """The attribution dashboard: its numbers are those of the analysis, it answers while they are computed, and says what
 it cannot do."""
 
-import socket
 from urllib.parse import quote
 
 import numpy as np
@@ -199,11 +198,6 @@ def test_the_example_has_drives_that_are_known():
 
 # In a browser.
 
-def answers(url: str) -> bool:
-    with socket.socket() as asking:
-        return asking.connect_ex(("localhost", int(url.rpartition(":")[2]))) == 0
-
-
 def test_bars_curves_and_rasters_are_drawn_and_a_region_can_be_chosen(page):
     made = []
 
@@ -212,7 +206,6 @@ def test_bars_curves_and_rasters_are_drawn_and_a_region_can_be_chosen(page):
         return made[-1]
 
     with serving(build) as url:
-        wait_for(lambda: answers(url))                                  # its thread may not be that far yet
         page.goto(url)
         page.locator("text=Integrated gradients of the log-likelihood").wait_for()
         plots = page.locator(".bk-Figure")
@@ -229,7 +222,7 @@ def test_bars_curves_and_rasters_are_drawn_and_a_region_can_be_chosen(page):
 
 
 def test_the_hub_opens_it_on_a_model_and_the_address_brings_back_the_view(hub, page, tmp_path):
-    session = recording(simulated=True)
+    session = recording(60.0, simulated=True)
     session.save(tmp_path / "one.h5")
     horizon(session).save_pretrained(tmp_path / "model")
     query = f"app=attribution&run={quote(str(tmp_path / 'model'))}&session={quote(str(tmp_path / 'one.h5'))}"
@@ -248,7 +241,7 @@ def test_the_hub_opens_it_on_a_model_and_the_address_brings_back_the_view(hub, p
     ("run={model}&session={data}&window=soon", "write a whole number"),
     ("run={model}&session={data}&modalities=plan", "write name=condition")])
 def test_a_bad_address_gets_a_sentence_and_not_an_empty_page(hub, page, tmp_path, query, says):
-    session = recording()
+    session = recording(60.0)
     session.save(tmp_path / "one.h5")
     horizon(session).save_pretrained(tmp_path / "model")
     page.goto(f"{hub}/apps?app=attribution&" + query.format(model=tmp_path / "model", data=tmp_path / "one.h5"))

@@ -5,7 +5,6 @@ import html
 import io
 import json
 import re
-import socket
 import sys
 from types import SimpleNamespace
 from urllib.parse import parse_qs, quote, urlsplit
@@ -345,12 +344,6 @@ def test_a_folder_that_is_not_there_is_told(saved):
 
 # In a browser.
 
-def answers(url: str) -> bool:
-    """Whether the server's thread is that far."""
-    with socket.socket() as asking:
-        return asking.connect_ex(("localhost", int(url.rpartition(":")[2]))) == 0
-
-
 def drawn(locator) -> float:
     """The share of pixels that are colourful."""
     return (colours(locator.screenshot()).std(axis=2) > 20).mean()
@@ -364,7 +357,6 @@ def test_pictures_are_drawn_and_a_click_shows_one_large_with_its_spikes(page):
         return made[-1]
 
     with serving(build) as url:
-        wait_for(lambda: answers(url))
         page.goto(url)
         rows = page.locator(".row")
         rows.nth(gallery.EACH - 1).wait_for()
@@ -438,7 +430,6 @@ def test_without_a_report_there_is_an_example_that_says_how_far_it_is(page, monk
     monkeypatch.chdir(tmp_path)                                         # where there are no runs
     monkeypatch.setattr(pn.state, "cache", {})
     with serving(gallery.app) as url:
-        wait_for(lambda: answers(url))
         page.goto(f"{url}/?item=4")
         page.locator("text=this is an example").wait_for()
         page.locator("text=Halfway <there>").wait_for()

@@ -12,6 +12,16 @@ from workbench import Series, Session
 from workbench.apps import main, raster
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A recording that is drawn in no time."""
+    random, times = np.random.default_rng(0), np.arange(0, 200, 0.1)
+    return Session(id="small", spike_times=np.sort(random.uniform(0, 200, 900)), spike_units=random.integers(0, 6, 900),
+                   units=pd.DataFrame({"id": range(6), "region": "M1", "depth": 100.0 * np.arange(6)}),
+                   series={"hand_vel": Series(times, random.normal(size=(2000, 2)))}, intervals=[[0, 200]]).save(
+                       tmp_path_factory.mktemp("small") / "small.h5")
+
+
 def test_every_tile_of_the_hub_opens_its_dashboard(hub, page):
     page.goto(hub)
     tile = page.locator('a[href="?app=raster"]')
@@ -22,8 +32,8 @@ def test_every_tile_of_the_hub_opens_its_dashboard(hub, page):
     assert "app=raster" in page.url and "data=reach-sim" in page.url
 
 
-def test_the_address_brings_back_the_same_view(hub, page):
-    page.goto(f"{hub}/apps?app=raster&data=reach-sim&sort=rate&color=depth&series=hand_vel&window=100,110")
+def test_the_address_brings_back_the_same_view(hub, page, small):
+    page.goto(f"{hub}/apps?app=raster&data={small}&sort=rate&color=depth&series=hand_vel&window=100,110")
     page.locator("text=100.00 to 110.00 s").wait_for()
     chosen = [select.input_value() for select in page.locator("select").all()]
     assert {"rate", "depth"} <= set(chosen)
@@ -35,12 +45,12 @@ def test_the_address_brings_back_the_same_view(hub, page):
     ("app=nothing", "no dashboard 'nothing'"),
     ("app=raster&data=reach-sum", "reach-sim"),
     ("app=raster&data=/nowhere/at/all.nwb", "/nowhere/at/all.nwb"),
-    ("app=raster&sort=ratio", "no unit column to sort by 'ratio'"),
-    ("app=raster&window=soon", "write two numbers"),
-    ("app=raster&window=9000,9100", "shows nothing"),
+    ("app=raster&data={small}&sort=ratio", "no unit column to sort by 'ratio'"),
+    ("app=raster&data={small}&window=soon", "write two numbers"),
+    ("app=raster&data={small}&window=9000,9100", "shows nothing"),
 ])
-def test_a_bad_address_gets_a_sentence_and_not_an_empty_page(hub, page, query, says):
-    page.goto(f"{hub}/apps?{query}")
+def test_a_bad_address_gets_a_sentence_and_not_an_empty_page(hub, page, small, query, says):
+    page.goto(f"{hub}/apps?{query.format(small=small)}")
     alert = page.get_by_role("alert").filter(has_text=says)
     alert.wait_for()
     assert contrast(*alert.evaluate("e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]")) > 7
@@ -77,8 +87,8 @@ def test_a_recording_without_spikes_is_served_without_asking_anybody(hub, page, 
     page.wait_for_timeout(1000)
 
 
-def test_only_recordings_on_this_computer_are_offered(hub, page):
-    page.goto(f"{hub}/apps?app=raster")
+def test_only_recordings_on_this_computer_are_offered(hub, page, small):
+    page.goto(f"{hub}/apps?app=raster&data={small}")
     page.locator("text=spikes in view").wait_for()
     offered = page.locator("select").first.locator("option").all_inner_texts()
     page.locator("text=Recordings on this computer").first.wait_for()

@@ -275,9 +275,9 @@ def test_the_address_brings_back_the_view_and_draw_again_changes_it(hub, page, t
 
 
 @pytest.mark.parametrize(("query", "says"), [
-    ("data=reach-sim&run=/nowhere", "there is no run at /nowhere"), ("data=reach-sim&box=1,2", "write four numbers")])
-def test_a_bad_address_gets_a_sentence_and_a_view(hub, page, query, says):
-    page.goto(f"{hub}/apps?app=masking&{query}")
+    ("run=/nowhere", "there is no run at /nowhere"), ("box=1,2", "write four numbers")])
+def test_a_bad_address_gets_a_sentence_and_a_view(hub, page, tmp_path, query, says):
+    page.goto(f"{hub}/apps?app=masking&data={recording().save(tmp_path / 'one.h5')}&{query}")
     page.get_by_role("alert").filter(has_text=says).wait_for()
 
 
