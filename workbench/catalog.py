@@ -243,6 +243,12 @@ def open_recordings(what: str | Path | Iterable[str | Path], *, download: bool =
     return [make() for one in several for _, make in _meant(one, download)]
 
 
+def check(what: str | Path | Iterable[str | Path]) -> None:
+    """Make sure that these are names in the catalog, or may be recordings, without opening any."""
+    for one in [what] if isinstance(what, str | Path) else what:
+        _meant(one, False)
+
+
 def prepare(name: str, sessions: Iterable[str] | None = None) -> None:
     """Download and convert a dataset by `name` or `name/session`; see `Catalog.prepare`."""
     name, _, session = name.partition("/")

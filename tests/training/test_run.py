@@ -12,10 +12,11 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from workbench.errors import CannotWrite, WorkbenchError
+from workbench.errors import CannotWrite, UnknownName, WorkbenchError
 from workbench.training import storage
 from workbench.training.launching import CannotStart, new_folder
 from workbench.training.run import NoRun, Run, RunFailed, launch, runs
+from workbench.training.sweep import sweep
 
 LAUNCHER = """
 import sys, time
@@ -176,6 +177,18 @@ def test_a_folder_of_other_things_is_not_written_into(tiny, tmp_path):
     with pytest.raises(CannotStart, match="holds no run"):
         launch(tiny, run=tmp_path, on="here")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"model": "poyoo"}, "poyo"), ({"model": {"dimm": 8}}, r"'dimm'.*dim"), ({"data": "reach-sum"}, "reach-sim"),
+    ({"baselines": {"gru": {"model": {"layerz": 2}}}}, "'layerz'")])
+@pytest.mark.parametrize("on", ["local", "here"])
+def test_a_name_that_nobody_knows_fails_before_anything_starts(tiny, tmp_path, changes, says, on):
+    with pytest.raises(UnknownName, match=says):
+        launch(tiny.with_(**changes), on=on, run=tmp_path / "run")
+    with pytest.raises(UnknownName, match=says):
+        sweep(tiny.with_(**changes), {"seed": [0, 1]}, on=on, folder=tmp_path / "sweep")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place, says", [

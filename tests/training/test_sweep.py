@@ -175,7 +175,7 @@ def test_mistakes_are_told_before_anything_starts(quick, done, tmp_path):
     for grid, error, says in [({"optim.lrr": [1]}, BadRecipe, "optim.lr"), ({}, BadSweep, "empty"),
                               ({"seed": []}, BadSweep, "empty"), ({"seed": 3}, BadSweep, "list"),
                               ({"seed": [0, -1]}, BadRecipe, "seed is -1"),
-                              ({"model.a": ["x/y", "x:y"]}, BadSweep, "two runs")]:
+                              ({"name": ["x/y", "x:y"]}, BadSweep, "two runs")]:
         with pytest.raises(error, match=says):
             sweep(quick, grid, folder=place)
     assert not place.exists()

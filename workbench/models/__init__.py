@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from workbench.errors import UnknownName, WorkbenchError
 
@@ -53,6 +53,12 @@ def available() -> dict[str, list[str]]:
 
 def build(name: str, sessions: Sequence, **settings):
     """A new model for these sessions; settings that the model does not know are refused by name."""
+    check(name, settings)
+    return get(name).for_sessions(sessions, **settings)
+
+
+def check(name: str, settings: Mapping[str, Any]) -> None:
+    """Make sure that there is such a model and that it takes these settings; near names where not."""
     model = get(name)
     hints = get_type_hints(model.__init__) | get_type_hints(model.for_sessions)
     known = [k for k in hints if k not in ("return", "units", "sessions", "regions", "outputs", "mean", "scale",
@@ -66,7 +72,6 @@ def build(name: str, sessions: Sequence, **settings):
             raise WorkbenchError(f"{key} of model {name!r} is {value!r}; give a number, 0 or more")
         if key in ("bin_size", "window") and value == 0:
             raise WorkbenchError(f"{key} of model {name!r} is 0; give seconds above 0")
-    return model.for_sessions(sessions, **settings)
 
 
 def load(folder: str | Path):

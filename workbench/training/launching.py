@@ -57,6 +57,7 @@ def launch(recipe: Recipe | str | Path, on: str = "local", run: str | Path | Non
     from workbench.training.run import Run
     recipe = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).anchored()
     check_place(on, shared or "://" in str(run))
+    check_names(recipe, on)
     workers = processes(recipe, on, workers, gpus)
     folder = storage.place(run) if run is not None else new_folder(recipe.name)
     admit(recipe, folder)
@@ -81,6 +82,16 @@ def check_place(on: str, shared: bool = True) -> None:
     elif on not in _PLACES:
         raise CannotStart(f"cannot launch on {on!r}; say 'local' (a process of its own on this machine), 'here' (this "
                           "process) or the address of a Ray cluster's dashboard, as in 'http://head:8265'")
+
+
+def check_names(recipe: Recipe, on: str) -> None:
+    """Refuse a model, a setting of it or a dataset that nobody knows before anything starts, with near names."""
+    from workbench import models
+    from workbench.catalog import check
+    for one in (recipe, *(recipe.baseline(name) for name in recipe.baselines)):
+        models.check(one.model.name, one.model.settings)
+    if on in _PLACES:                                                   # a cluster may know others
+        check(recipe.data)
 
 
 def processes(recipe: Recipe, on: str, workers: int | None, gpus: int | None) -> int | None:

@@ -24,7 +24,7 @@ import pandas as pd
 
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.training import group
-from workbench.training.launching import CannotStart, check_place, new_folder, processes
+from workbench.training.launching import CannotStart, check_names, check_place, new_folder, processes
 from workbench.training.recipe import SHIPPED, Recipe, read_yaml
 from workbench.training.run import Run
 
@@ -68,6 +68,7 @@ def sweep(recipe: Recipe | str | Path, grid: Grid, *, folder: str | Path | None 
             raise BadSweep(f"two runs of the sweep would be called {label!r}; vary something that tells them apart")
         one = recipe.vary(settings).anchored()
         processes(one, on, workers, gpus)
+        check_names(one, on)
         runs[label] = {"recipe": one.model_dump(mode="json"), "varied": list(settings)}
     place = Path(folder).expanduser() if folder is not None else new_folder(f"{recipe.name}-sweep")
     joined = group.join(place, "sweep", runs)
