@@ -10,20 +10,22 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 # What makes a notebook small. Each reads only what it knows.
 SMALL = {"WORKBENCH_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-SMALL_OF = {"03_the_zoo": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4",
+SMALL_OF = {"02_decode_movement": {"WORKBENCH_STEPS": "500"},                   # fewer, and it compares no scores
+            "03_the_zoo": {"WORKBENCH_SECONDS": "40", "WORKBENCH_STEPS": "4",
                            "WORKBENCH_MODELS": "POYO,POSSM,NDT1,MtM,GRU,ridge"},
-            "04_masking_seen": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
-            "05_pretrain_from_a_cell": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
-            "06_latents": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4"},
-            "07_new_sessions": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_ADAPT": "2,3",
+            "04_masking_seen": {"WORKBENCH_SECONDS": "40", "WORKBENCH_STEPS": "4"},
+            "05_pretrain_from_a_cell": {"WORKBENCH_SECONDS": "40", "WORKBENCH_STEPS": "4", "WORKBENCH_LABELS": "15"},
+            "06_latents": {"WORKBENCH_SECONDS": "40", "WORKBENCH_STEPS": "4"},
+            "07_new_sessions": {"WORKBENCH_SECONDS": "40", "WORKBENCH_STEPS": "4", "WORKBENCH_ADAPT": "2,3",
                                 "WORKBENCH_ALONE": "4"},
             "08_forecast": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_ANIMALS": "2",
                             "WORKBENCH_REFERENCES": "5,30",
                             "WORKBENCH_BASELINES": "running_mean,psth,own_glm,population_glm_free"},
-            "09_which_modality": {"WORKBENCH_SECONDS": "60", "WORKBENCH_STEPS": "4", "WORKBENCH_UNITS": "16"},
+            "09_which_modality": {"WORKBENCH_SECONDS": "40", "WORKBENCH_STEPS": "4", "WORKBENCH_UNITS": "16",
+                                  "WORKBENCH_POINTS": "4"},
             "10_align": {"WORKBENCH_PICTURES": "130", "WORKBENCH_STEPS": "4"},
             "11_reconstruct": {"WORKBENCH_PICTURES": "130", "WORKBENCH_STEPS": "4", "WORKBENCH_TEST": "8",
-                               "WORKBENCH_SEEDS": "0,1"}}
+                               "WORKBENCH_SEEDS": "0,1", "WORKBENCH_DENOISING": "4"}}
 UNSET = ("WORKBENCH_RECORDING", "WORKBENCH_DATA", "WORKBENCH_CATALOG")
 
 
@@ -32,16 +34,22 @@ def notebook(request):
     return nbformat.read(request.param, as_version=4)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What the catalog simulates once for all notebooks."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-def test_no_cell_errors_or_stays_blank(notebook, request, tmp_path, monkeypatch):
+def test_no_cell_errors_or_stays_blank(notebook, request, cache, tmp_path, monkeypatch):
     for name in UNSET:
         monkeypatch.delenv(name, raising=False)
     for name, value in (SMALL | SMALL_OF.get(request.node.callspec.id, {})).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
     there = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=there).execute()  # raises where a cell fails
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
