@@ -16,7 +16,7 @@ demo: $(VENV)/.installed        ## train POYO on the simulated recording and com
 
 test: $(VENV)/.installed-dev    ## lint, and every test that is neither slow nor needs a GPU or a network
 	$(PY) -m ruff check .
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev   ## the tests marked slow (minutes each)
 	$(PY) -m pytest -m slow

@@ -26,7 +26,11 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """A file's tests share what they set up and stay in one process; notebooks share nothing, and each is long."""
+    """A file's tests share what they set up and stay in one process; notebooks share little, and each is long.
+
+    The long ones come first, so that no process is left with one when the others are done.
+    """
+    items.sort(key=lambda item: (item.path.name != "test_notebooks.py", item.path.parent.name != "apps"))
     for item in items:
         alone = item.path.name == "test_notebooks.py"
         item.add_marker(pytest.mark.xdist_group(item.name if alone else str(item.path)))
