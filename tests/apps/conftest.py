@@ -39,7 +39,7 @@ def tab(browser):
 @pytest.fixture
 def page(tab):
     """An empty page that fails its test on a JavaScript error or a request to any other computer."""
-    tab.set_default_timeout(60_000)
+    tab.set_default_timeout(120_000)
     wrong = []
     listening = {"pageerror": lambda error: wrong.append(f"error on the page: {error}"),
                  "request": lambda request: HERE.match(request.url) or wrong.append(f"asked for {request.url}")}
