@@ -50,10 +50,10 @@ ifdef CUDA
 else
 	$(PIP) install --no-deps --retries 1 --extra-index-url $(CPU_INDEX) $(TORCH)
 endif
-	$(PIP) install --constraint constraints.txt --editable .
+	$(PIP) install --constraint constraints.txt --editable '.$(EXTRAS)'
 
-install-dev: install
-	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+install-dev:
+	$(MAKE) install EXTRAS='[dev]'
 
 $(VENV)/.installed: constraints.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11, 3.12 or 3.13 is needed, not ' + sys.version.split()[0] + '; try make PYTHON=python3.12')"

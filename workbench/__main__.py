@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 import textwrap
 from contextlib import suppress
@@ -106,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     own = command("serve", serve, "serve the dashboards to a browser")
     own.add_argument("--port", type=int, default=5006)
     own.add_argument("--show", action="store_true", help="open the browser")
+    own.add_argument("--prefix", metavar="PATH", default="", help="what addresses begin with behind a proxy")
+    own.add_argument("--origin", metavar="HOST", help="whose pages may connect, where that is not this computer; * all")
     return parser
 
 
@@ -212,10 +213,14 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
+    from panel.command import main as panel  # in this process: who stops it stops the server
+
     apps = Path(__file__).parent / "apps"
-    return subprocess.call([sys.executable, "-m", "panel", "serve", str(apps),
-                            *map(str, sorted(apps.glob("[a-z]*.py"))),
-                            "--index", "apps", "--port", str(args.port), *["--show"] * args.show])
+    sys.argv = ["panel", "serve", str(apps), *map(str, sorted(apps.glob("[a-z]*.py"))), "--index", "apps",
+                "--port", str(args.port), "--prefix", args.prefix, *["--show"] * args.show,
+                *(["--allow-websocket-origin", args.origin] if args.origin else [])]
+    panel()
+    return 0
 
 
 if __name__ == "__main__":
