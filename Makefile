@@ -9,7 +9,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH     = $(shell grep '^torch==' constraints.txt)
 PIP       = $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-cluster bench lab serve lint lock install install-dev clean
+.PHONY: demo test test-slow test-cluster bench lab serve docs lint lock install install-dev clean
 
 demo: $(VENV)/.installed        ## train POYO on the simulated recording and compare it with ridge
 	$(PY) -m workbench train demo --run $(RUN)
@@ -32,6 +32,9 @@ lab: $(VENV)/.installed         ## the notebooks
 
 serve: $(VENV)/.installed       ## the dashboards
 	$(PY) -m workbench serve
+
+docs: $(VENV)/.installed-dev    ## the pages of the API, docs/html/index.html
+	$(PY) -m docs
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -70,4 +73,4 @@ $(VENV)/.installed-cluster: $(VENV)/.installed-dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/html

@@ -1,8 +1,8 @@
-"""The dashboards behind Jupyter: `…/workbench/` starts the hub and shows it, and JupyterLab's launcher has a tile for it.
+"""The dashboards behind Jupyter: `…/workbench/` starts the hub and shows it; JupyterLab's launcher has a tile for it.
 
 `binder/postBuild` copies this to where Jupyter looks. Elsewhere, with the extra `binder`:
-`jupyter lab --config binder/jupyter_server_config.py`. Websockets from any host are let in, as Jupyter has asked for its
-token before.
+`jupyter lab --config binder/jupyter_server_config.py`. Websockets from any host are let in, as Jupyter has asked for
+its token before.
 """
 
 import sys

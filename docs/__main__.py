@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pdoc
@@ -25,15 +25,16 @@ HERE = Path(__file__).resolve().parent
 COLUMNS = re.compile(r"\S+( \S+)* {2,}\S")                           # "bin_size  seconds of its bins"
 
 
-def build(folder: Path) -> list[Path]:
-    """Write all pages into a folder; returns them."""
+def build(folder: Path, only: Collection[str] = ()) -> list[Path]:
+    """Write the pages of all modules, or of `only` these and `workbench` itself, into a folder; returns them."""
     os.environ["PANEL_INLINE"] = "true"                                 # importing a dashboard asks no network
     pdoc.render.configure(docformat="markdown", show_source=False, search=False, template_directory=HERE / "templates")
     env = pdoc.render.env
     env.filters |= {"to_markdown": laid_out, "first": first_sentence, "room": rooms.room_of}
     env.globals |= {"rooms": rooms.ROOMS}
     files = rooms.modules()
-    documented = {name: module for name in files if not private(name) and (module := documentation(name))}
+    wanted = [name for name in files if not private(name) and (not only or name in {"workbench", *only})]
+    documented = {name: module for name in wanted if (module := documentation(name))}
     pages = {f"{name.replace('.', '/')}.html": pdoc.render.html_module(module, documented)
              for name, module in documented.items()}
     found = rooms.imports()
@@ -59,9 +60,7 @@ def private(module: str) -> bool:
 def documentation(module: str) -> pdoc.doc.Module | None:
     """What pdoc knows of a module; None where it needs a package that is not here."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return pdoc.doc.Module.from_name(module)
+        return pdoc.doc.Module.from_name(module)
     except RuntimeError as error:
         print(f"no page for {module}: {error.__cause__ or error}", file=sys.stderr)
         return None
@@ -84,5 +83,6 @@ def first_sentence(docstring: str) -> Markup:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")                                     # annotations that only type checkers can read
     out = Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "html")
     print(f"{len(build(out))} pages: {out / 'index.html'}")

@@ -68,7 +68,7 @@ def _ports(arrows, names: list[str]) -> dict[tuple[str, str], tuple[float, float
             ends.setdefault((here, up), []).append((names.index(other), (a, b), here == a))
     places: dict[tuple[tuple[str, str], bool], float] = {}
     for (here, _), those in ends.items():
-        k = names.index(here)                                           # arcs to the left first; near ones inside far ones
+        k = names.index(here)                                           # arcs to the left first; near inside far ones
         order = sorted(those, key=lambda end: (end[0] > k, -end[0]))
         for i, (_, pair, starts) in enumerate(order):
             places[pair, starts] = MARGIN + k * (WIDTH + GAP) + WIDTH * (i + 1) / (len(order) + 1)

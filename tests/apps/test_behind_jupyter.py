@@ -21,7 +21,7 @@ pytest.importorskip("jupyter_server_proxy", reason="the extra `binder` is not in
 
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory):
-    """A Jupyter server at /user/abc/ with the configuration of binder/ where Binder puts it, and the server's process."""
+    """A Jupyter server at /user/abc/ with binder's configuration where Binder puts it; its address and its process."""
     home = tmp_path_factory.mktemp("home")
     shutil.copy(ROOT / "binder" / "jupyter_server_config.py", home)
     with socket.socket() as free:
@@ -50,7 +50,7 @@ def reached(address: str) -> str:
 
 
 def peak_memory(process: psutil.Process) -> float:
-    """GB, the most that it has had at once. Not `ru_maxrss`, which begins with that of the process it was forked from."""
+    """GB, the most that it has had at once. `ru_maxrss` would begin with that of the process it was forked from."""
     status = Path(f"/proc/{process.pid}/status")
     if not status.is_file():
         pytest.skip("the system does not tell a process's peak memory")
