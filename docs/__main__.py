@@ -27,6 +27,7 @@ COLUMNS = re.compile(r"\S+( \S+)* {2,}\S")                           # "bin_size
 
 def build(folder: Path, only: Collection[str] = ()) -> list[Path]:
     """Write the pages of all modules, or of `only` these and `workbench` itself, into a folder; returns them."""
+    warnings.simplefilter("ignore")                                     # annotations that only type checkers can read
     os.environ["PANEL_INLINE"] = "true"                                 # importing a dashboard asks no network
     pdoc.render.configure(docformat="markdown", show_source=False, search=False, template_directory=HERE / "templates")
     env = pdoc.render.env
@@ -83,6 +84,5 @@ def first_sentence(docstring: str) -> Markup:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")                                     # annotations that only type checkers can read
     out = Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "html")
     print(f"{len(build(out))} pages: {out / 'index.html'}")

@@ -101,7 +101,8 @@ def test_links_and_files_that_a_text_names_are_there(name):
     for path in re.findall(r"`(lab/tree/[^`]*|workbench/(?:\?[^`]*)?)`", text):
         assert opens(path), path
     for path in re.findall(r"`((?:workbench|sources|tests|docs|binder|notebooks)/[\w/.-]+\.\w+)`", text):
-        assert (ROOT / path).exists() or (ROOT / "workbench" / path).exists(), path
+        made = path.startswith("docs/html/") or "NN_" in path           # by make; a name that stands for many
+        assert made or any((ROOT / where / path).exists() for where in ("", "workbench")), path
 
 
 def opens(path: str) -> bool:
@@ -130,7 +131,7 @@ def test_the_model_of_the_guide_decodes_as_the_others_do(monkeypatch):
     (name,) = models._OWN
     monkeypatch.setitem(SMALL, name, {})
     session = tuned()
-    model, (parts,) = trained(name, [session], steps=150)
+    model, (parts,) = trained(name, [session], steps=100)
     assert score(model, [session], [parts["test"]], "vel")["r2"] > 0.6
 
 
