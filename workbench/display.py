@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from urllib.parse import urlencode
 
@@ -134,12 +134,11 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
     location, alerts = pn.state.location, pn.Column(sizing_mode="stretch_width")
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     body = pn.Column(sizing_mode="stretch_width", min_height=300, loading=True)
-    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
     try:
         catalog = open_catalog()
         names = [name for dataset in catalog for name in _recordings(catalog, dataset)]
     except WorkbenchError as error:
-        return page(title, home, alert(error))
+        return page(title, home(), alert(error))
     name = asked.get("data") or asked.get("session") or _recording_of(asked.get("run")) or names[0]
     choice = pn.widgets.Select(label="Recordings on this computer", options=list(dict.fromkeys([name, *names])),
                                value=name, width=440)
@@ -174,7 +173,7 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
 
     choice.param.watch(lambda event: show(event.new, {}), "value")
     pn.state.onload(lambda: show(name, {key: asked[key] for key in state if key in asked}))
-    return page(title, home, choice, alerts, body)
+    return page(title, home(), choice, alerts, body)
 
 
 def alert(error: str | Exception) -> pn.pane.HTML:
@@ -183,6 +182,22 @@ def alert(error: str | Exception) -> pn.pane.HTML:
     sentence = str(error) if isinstance(error, WorkbenchError) else sentence
     return pn.pane.HTML(f'<div role="alert" style="{ALERT}">{html.escape(sentence)}</div>',
                         sizing_mode="stretch_width", margin=(5, 10))
+
+
+def home() -> pn.pane.HTML:
+    """The way back to the hub, on a page that the hub serves."""
+    return pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', margin=(0, 10),
+                        visible="app" in pn.state.session_args)
+
+
+def built(title: str, app: Callable[[], pn.viewable.Viewable]) -> pn.viewable.Viewable:
+    """What `app()` builds; an exception, which would leave an empty page, as its sentence."""
+    try:
+        return app()
+    except Exception as error:
+        if not isinstance(error, WorkbenchError):
+            log.exception("the page could not be built")
+        return page(title, home(), alert(error))
 
 
 def page(title: str, *content) -> pn.viewable.Viewable:

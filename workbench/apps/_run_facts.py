@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.group import Group
 from workbench.training.recipe import Recipe
-from workbench.training.run import Run
+from workbench.training.run import Run, runs
 
 STATES = {"finished": "#007a5a", "running": "#0072b2", "queued": "#0072b2", "stopped": "#a86400", None: "#b00020"}
 NAMED = 4                                                               # recordings
@@ -105,10 +106,24 @@ def openers(run: Run) -> dict[str, dict[str, str]]:
         asks = {"latents": recipe.model.name in MOMENTS, "masking": recipe.model.name in FILLS,
                 "attribution": has_conditions(place)}
         found = {name: {"run": str(place)} for name, can in asks.items() if can}
-    if any((each.parent / "report.json").is_file() for depth in ("", "*/", "*/*/")
-           for each in place.glob(f"{depth}pictures.npz")):
+    if reports(place):
         found["gallery"] = {"folder": str(place)}
     return found
+
+
+def opened_by(dashboard: str, folder: str | Path) -> list[str]:
+    """The runs in a folder that the dashboard can open, newest first."""
+    found = []
+    for path in runs(folder).index:
+        with suppress(WorkbenchError):                                  # deleted meanwhile, or damaged: `runs` says it
+            found += [path] * (dashboard in openers(Run(path)))
+    return found
+
+
+def reports(place: Path) -> list[Path]:
+    """The saved reconstructions at a place: itself, those in it, those in the folders in it."""
+    found = (each.parent for depth in ("", "*/", "*/*/") for each in place.glob(f"{depth}pictures.npz"))
+    return sorted(folder for folder in found if (folder / "report.json").is_file())
 
 
 def opening(run: Run, link: Callable[..., str] | None) -> str:

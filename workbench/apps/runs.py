@@ -23,7 +23,7 @@ import param
 from workbench.apps._run_curves import Curves
 from workbench.apps._run_facts import STATES, facts, opening, recipe_of, red, unsaid, wrong
 from workbench.apps._run_table import RunTable
-from workbench.display import Dashboard, Text, address, alert, in_kernel, page
+from workbench.display import Dashboard, Text, address, built, home, in_kernel, page
 from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.group import Group
@@ -267,13 +267,8 @@ def app() -> pn.viewable.Viewable:
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     hub = "app" in asked
     link = lambda name, **told: address(app=name, **told) if hub else name + address(**told)            # its neighbours
-    try:
-        view = RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"), link=link)
-    except WorkbenchError as error:
-        return page("Runs", alert(error))
-    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible=hub, margin=(0, 10))
-    return page("Runs", home, view)
+    return page("Runs", home(), RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"), link=link))
 
 
 if pn.state.served:
-    app().servable(title="Runs · spike workbench")
+    built("Runs", app).servable(title="Runs · spike workbench")
