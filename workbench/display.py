@@ -32,6 +32,12 @@ log = logging.getLogger(__name__)
 ALERT = ("background:#fdecea;color:#611a15;border-left:5px solid #b00020;border-radius:4px;padding:12px 16px;"
          "font-size:14px;line-height:1.45;overflow-wrap:anywhere")
 
+def ink(color: str) -> str:
+    """A colour for text: darker on a light page, lighter on a dark one."""
+    return f"color-mix(in srgb, {color} 70%, currentColor)"
+
+
+LINK = f"color:{ink('#0072b2')}"                                        # the style of one
 NUMBERS = {"Number": (1, "a number, as {}=0.5"), "Integer": (1, "a number, as {}=1"),                   # in an address
            "Range": (2, "two numbers of seconds, as {}=10,20"), "NumericTuple": (4, "four numbers, as {}=0.2,0.4,8,20")}
 
@@ -186,7 +192,7 @@ def alert(error: str | Exception) -> pn.pane.HTML:
 
 def home() -> pn.pane.HTML:
     """The way back to the hub, on a page that the hub serves."""
-    return pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', margin=(0, 10),
+    return pn.pane.HTML(f'<a href="?" style="{LINK}">All dashboards</a>', margin=(0, 10),
                         visible="app" in pn.state.session_args)
 
 
@@ -201,11 +207,14 @@ def built(title: str, app: Callable[[], pn.viewable.Viewable]) -> pn.viewable.Vi
 
 
 def page(title: str, *content) -> pn.viewable.Viewable:
-    """The frame of every served page: it asks no other host for anything, and is light, as the plots in it are."""
+    """The frame of every served page: it asks no other host for anything, and is light or dark as one likes."""
     import panel_material_ui as pmui
 
-    return pmui.Page(title=f"{title} · spike workbench", theme_toggle=False,
-                     main=[pn.Column(*content, sizing_mode="stretch_width", margin=12)],
+    whole = pn.Column(*content, sizing_mode="stretch_width", margin=12)
+    for text in whole.select(pn.pane.HTML):
+        text.stylesheets = [*text.stylesheets, ":host { color: inherit; }"]     # Panel's own stays a light page's
+    return pmui.Page(title=f"{title} · spike workbench", theme_toggle=True,
+                     main=[whole],
                      theme_config={"palette": {"primary": {"main": "#0072b2"}}})
 
 

@@ -12,11 +12,9 @@ import panel as pn
 
 from workbench.apps._example import EXAMPLE
 from workbench.apps._run_facts import opened_by, openers, recipe_of, reports
-from workbench.display import address
+from workbench.display import LINK, address
 from workbench.training import storage
 from workbench.training.run import Run
-
-LINK = '<a href="{}" style="color:#0072b2">{}</a>'
 
 
 def shown_in(but: str, data: str, session: str, moments: str, units: str = "", run: str = "") -> str:
@@ -41,7 +39,7 @@ def shown_in(but: str, data: str, session: str, moments: str, units: str = "", r
         for report in reports(folder):
             if session in (storage.read_json(report / "items.json") or {}).get("session", ()):
                 told["gallery"] = {"folder": str(report), "moments": moments, "chosen_in": session}
-    links = [LINK.format(html.escape(address(app=name, **where)), name)
+    links = [f'<a href="{html.escape(address(app=name, **where))}" style="{LINK}">{name}</a>'
              for name, where in sorted(told.items()) if name != but]
     return "<b>Show what is chosen in</b> " + " · ".join(links)
 

@@ -165,6 +165,7 @@ class Latents(Dashboard):
         view = pn.Column(head, choose, pn.Row(self._doing, self._stop), clouds, why, self._chosen, self._links,
                          self._honest, code, sizing_mode="stretch_width")
         self._background.shown(view)
+        self._link()
         return view
 
     # Colours, and what they are worth.
@@ -247,7 +248,7 @@ class Latents(Dashboard):
         rows, units = self._moments.chosen, self._units.chosen
         if not len(rows) and not len(units):
             self.param.update(**dict.fromkeys(CHOICE, ""))
-            self._links.object = ""
+            self._link()
             return self._chosen.clear()
         of_units = pd.factorize(self.units["session"])[0][units]
         which = int(np.bincount(self.cloud.session[rows] if len(rows) else of_units).argmax())
@@ -259,8 +260,13 @@ class Latents(Dashboard):
         self._chosen.show(session, self.cloud.times[own], width, own_units, " · ".join(said))
         moments = written(stretches(self.cloud.times[own], width))
         self.param.update(moments=moments, chosen_units=written_units(session, own_units), chosen_in=session.id)
-        self._links.object = shown_in("latents", self.names[which], session.id, self.moments, self.chosen_units,
-                                      self.run)
+        self._link()
+
+    def _link(self) -> None:
+        """Lead to the other dashboards, where a page of the hub, and not a thread that builds it, shows this one."""
+        ids = [s.id for s in self.sessions]
+        data = self.names[ids.index(self.chosen_in)] if self.chosen_in else ""
+        self._links.object = shown_in("latents", data, self.chosen_in, self.moments, self.chosen_units, self.run)
 
 
 def app() -> pn.viewable.Viewable:

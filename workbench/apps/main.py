@@ -13,9 +13,9 @@ from pathlib import Path
 import panel as pn
 
 from workbench.apps import attribution, gallery, latents, masking, raster, runs
-from workbench.apps._run_facts import STATES, openers
+from workbench.apps._run_facts import ink_of, openers
 from workbench.catalog import open_catalog
-from workbench.display import address, alert, built, page
+from workbench.display import LINK, address, alert, built, page
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.places import cache_folder
 from workbench.training.run import Run
@@ -58,7 +58,7 @@ def _tiles() -> str:
     tiles = "".join(
         f'<a href="{address(app=name)}" style="display:block;width:300px;padding:18px 20px;border:1px solid #8885;'
         f'border-radius:10px;text-decoration:none;color:inherit"><div style="font-size:18px;font-weight:600;'
-        f'color:#0072b2;margin-bottom:6px">{title}</div><div style="font-size:14px;line-height:1.45">{says}</div></a>'
+        f'{LINK};margin-bottom:6px">{title}</div><div style="font-size:14px;line-height:1.45">{says}</div></a>'
         for name, (title, says, _) in DASHBOARDS.items())
     return f'<div style="display:flex;flex-wrap:wrap;gap:16px;margin:8px 0 28px">{tiles}</div>'
 
@@ -74,7 +74,7 @@ def _newest(folder: str) -> str:
         step = f"step {run['step']:,} of {run['steps']:,}" if run["step"] == run["step"] and run["step"] else ""
         valid = f"{html.escape(str(run['valid_name']))} {run['valid']:.3f}" if run["valid"] == run["valid"] else ""
         rows.append([f"<b>{html.escape(Path(path).name)}</b>",
-                     f'<span style="color:{STATES.get(run["state"], STATES[None])}">{html.escape(str(run["state"]))}'
+                     f'<span style="color:{ink_of(run["state"])}">{html.escape(str(run["state"]))}'
                      "</span>", html.escape(f"{run['model']} on {run['data']}"), step, valid,
                      " · ".join(_link(name, **where) for name, where in links.items())])
     place = html.escape(str(Path(folder).expanduser().resolve()))
@@ -98,12 +98,12 @@ def _health(catalog, here: int) -> str:
 
 
 def _link(app: str, says: str = "", **where: str) -> str:
-    return f'<a href="{html.escape(address(app=app, **where))}" style="color:#0072b2">{says or DASHBOARDS[app][0]}</a>'
+    return f'<a href="{html.escape(address(app=app, **where))}" style="{LINK}">{says or DASHBOARDS[app][0]}</a>'
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join("<tr>" + "".join(f'<td style="padding:6px 28px 6px 0">{cell}</td>' for cell in row) + "</tr>"
-                    for row in rows)
+    cell = '<td style="padding:5px 28px 5px 0;white-space:nowrap">{}</td>'.format
+    cells = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     return f'<div style="overflow-x:auto"><table style="font-size:14px;border-collapse:collapse">{cells}</table></div>'
 
 
@@ -112,14 +112,14 @@ def _recordings() -> str:
     for name, dataset in catalog.items():
         available = catalog.available(name)
         here += available
-        links = " · ".join(_link(each, data=name) for each in OF_A_RECORDING)
-        if not available:
-            links = f"not on this computer: <code>python -m workbench prepare {html.escape(name)}</code>"
-        about = "simulated" if dataset.simulated else html.escape(
-            f"{dataset.size_gb:,.3g} GB, {dataset.license}" if dataset.size_gb else dataset.license)
-        rows.append((not available, [f"<b>{html.escape(name)}</b>", html.escape(dataset.title), about, links]))
+        links = " · ".join(_link(each, data=name) for each in OF_A_RECORDING) if available else "not here"
+        size = dataset.size_gb or 0
+        about = f"{size:,.1f} GB" if size >= 1 else f"{1e3 * size:,.0f} MB" if size else "simulated" * dataset.simulated
+        told = (f"<b>{html.escape(name)}</b>", links, about, html.escape(dataset.title), html.escape(dataset.license))
+        rows.append((not available, told))
     rows = [row for _, row in sorted(rows, key=lambda each: each[0])]   # those that open come first
-    own = ("Your own: add <code>data=</code> and the path of a file to the address of a dashboard, or name it in a "
+    own = ("<code>python -m workbench prepare NAME</code> fetches one that is not here; it says how large it is first. "
+           "Your own: add <code>data=</code> and the path of a file to the address of a dashboard, or name it in a "
            "catalog that <code>WORKBENCH_CATALOG</code> lists.")
     return HEAD.format("Recordings") + _table(rows) + FAINT.format(f"{_health(catalog, here)}<br>{own}")
 

@@ -21,7 +21,7 @@ import panel as pn
 import param
 
 from workbench.apps._run_curves import Curves
-from workbench.apps._run_facts import STATES, facts, opening, recipe_of, red, unsaid, wrong
+from workbench.apps._run_facts import facts, ink_of, opening, recipe_of, red, unsaid, wrong
 from workbench.apps._run_table import RunTable
 from workbench.display import Dashboard, Text, address, built, home, in_kernel, page
 from workbench.errors import WorkbenchError
@@ -158,7 +158,7 @@ class RunMonitor(Dashboard):
 
     def _show(self, run: Run, state: str, said: list[str], share: float, beside: str = "", below: str = "") -> None:
         """The head, the progress and the buttons."""
-        badge = f"<b style='color:{STATES.get(state, STATES[None])}'>{state}</b>"
+        badge = f"<b style='color:{ink_of(state)}'>{state}</b>"
         self._head.object = (f"{badge} <code>{html.escape(str(run.path))}</code>{beside}<br>" + " · ".join(said) +
                              below)
         alive = state in ("running", "queued")
