@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import panel as pn
 
 from workbench.apps import attribution, gallery, latents, masking, raster, runs
@@ -71,11 +72,12 @@ def _newest(folder: str) -> str:
             links = {"runs": {"run": path}} | openers(Run(path))
         except WorkbenchError:                                          # not readable, which its state says
             links = {"runs": {"folder": folder}}
-        step = f"step {run['step']:,} of {run['steps']:,}" if run["step"] == run["step"] and run["step"] else ""
-        valid = f"{html.escape(str(run['valid_name']))} {run['valid']:.3f}" if run["valid"] == run["valid"] else ""
+        step = f"step {run['step']:,} of {run['steps']:,}" if pd.notna(run["step"]) and run["step"] else ""
+        valid = f"{html.escape(str(run['valid_name']))} {run['valid']:.3f}" if pd.notna(run["valid"]) else ""
+        about = f"{run['model']} on {run['data']}" if pd.notna(run["model"]) else str(run["error"])
         rows.append([f"<b>{html.escape(Path(path).name)}</b>",
                      f'<span style="color:{ink_of(run["state"])}">{html.escape(str(run["state"]))}'
-                     "</span>", html.escape(f"{run['model']} on {run['data']}"), step, valid,
+                     "</span>", html.escape(about), step, valid,
                      " · ".join(_link(name, **where) for name, where in links.items())])
     place = html.escape(str(Path(folder).expanduser().resolve()))
     if not rows:

@@ -20,6 +20,7 @@ from pathlib import Path
 import panel as pn
 import param
 
+from workbench.apps._decoded import Decoded
 from workbench.apps._run_curves import Curves
 from workbench.apps._run_facts import facts, ink_of, opening, recipe_of, red, unsaid, wrong
 from workbench.apps._run_table import RunTable
@@ -50,6 +51,7 @@ class RunMonitor(Dashboard):
         self._asked, self._folder, self._link = run, storage.place(folder), link
         self.param.run.objects = self._places()
         self._curves, self._table = Curves(), RunTable(lambda place: setattr(self, "run", place))
+        self._decoded = Decoded()
         self._head, self._alert, self._opens = (Text(sizing_mode="stretch_width", margin=(5, 10)) for _ in range(3))
         self._progress = Text(sizing_mode="stretch_width", margin=(12, 10, 2, 10))
         self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
@@ -84,6 +86,7 @@ class RunMonitor(Dashboard):
 
     def _blank(self) -> None:
         self._curves.start_over()
+        self._decoded.offer(None, False)
         for part in (self._progress, self._stop, self._save, self._resume, self._alert, self._opens):
             part.visible = False
         self._head.object = self._alert.object = self._progress.object = ""
@@ -115,6 +118,7 @@ class RunMonitor(Dashboard):
             self._survey()
             said = opening(run, self._link)
             self._opens.param.update(object=said, visible=bool(said))
+            self._decoded.offer(None if isinstance(run, Group) else run, state == "finished")
         self._looks, self._state = self._looks + 1, state
 
     def _survey(self) -> None:
@@ -237,7 +241,7 @@ class RunMonitor(Dashboard):
         buttons = pn.Row(self._progress, self._stop, self._save, self._resume)
         several = self._asked is None or isinstance(Run(self._asked), Group)
         self._view = pn.Column(*[self._table] * several, self._head, self._alert, buttons, self._opens, self._curves,
-                               sizing_mode="stretch_width")
+                               self._decoded, sizing_mode="stretch_width")
         self._on_show = True
         self._tick()
         return self._view
