@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
 
 from workbench.sources.simulated import reach_sim
 
@@ -99,6 +100,19 @@ def test_a_recording_on_which_the_notebook_fails_is_not_taken(recording, monkeyp
 def test_the_line_that_is_changed_is_in_the_notebook(recording):
     module, _ = recording
     assert module.json_text(module.SHIPPED) in module.NOTEBOOK.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not tell a process's peak memory")
+def test_the_first_notebook_fits_into_the_memory_of_binder(recording, tmp_path, monkeypatch):
+    module, _ = recording
+    monkeypatch.delenv("WORKBENCH_RECORDING")
+    monkeypatch.setenv("WORKBENCH_OFFLINE", "1")
+    cells = nbformat.read(module.NOTEBOOK, as_version=4)
+    cells.cells.append(nbformat.v4.new_code_cell("print(open('/proc/self/status').read())"))
+    NotebookClient(cells, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", cells.cells[-1].outputs[0].text)[1]) / 1e6          # GB
+    print(f"peak memory of the kernel: {peak:.2f} GB")
+    assert peak < 1.5
 
 
 # All of it
