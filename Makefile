@@ -9,7 +9,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH     = $(shell grep '^torch==' constraints.txt)
 PIP       = $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-cluster bench lab serve lint lock install install-dev clean
+.PHONY: demo test test-slow test-cluster bench lab serve rendered pictures lint lock install install-dev clean
 
 demo: $(VENV)/.installed        ## train POYO on the simulated recording and compare it with ridge
 	$(PY) -m workbench train demo --run $(RUN)
@@ -32,6 +32,12 @@ lab: $(VENV)/.installed         ## the notebooks
 
 serve: $(VENV)/.installed       ## the dashboards
 	$(PY) -m workbench serve
+
+rendered: $(VENV)/.installed    ## notebooks with their outputs, in rendered/: all, or NOTEBOOK=00; small, or SIZE=full
+	$(PY) docs/rendered.py $(NOTEBOOK) --size $(or $(SIZE),small)
+
+pictures: $(VENV)/.installed-dev    ## the README's pictures anew, in docs/pictures/ (minutes; needs a Chromium)
+	$(PY) docs/pictures.py
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -70,4 +76,4 @@ $(VENV)/.installed-cluster: $(VENV)/.installed-dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs rendered
