@@ -193,7 +193,7 @@ def _table(run: Run) -> str:
     lines += [f"  {steps}, {protocol['parameters']:,} parameters, {protocol['wall_s']:,.0f} s on "
               f"{protocol['machine']['threads']} threads ({protocol['machine']['device']}), seed {protocol['seed']}",
               f"run folder: {run.path}",
-              f"look closer: python -m workbench serve, then http://localhost:5006/runs?run={quote(str(run.path))}"]
+              f"look closer: python -m workbench serve, then http://localhost:5006/apps?app=runs&run={quote(str(run.path))}"]
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from urllib.parse import urlencode
 
@@ -32,6 +32,12 @@ log = logging.getLogger(__name__)
 ALERT = ("background:#fdecea;color:#611a15;border-left:5px solid #b00020;border-radius:4px;padding:12px 16px;"
          "font-size:14px;line-height:1.45;overflow-wrap:anywhere")
 
+def ink(color: str) -> str:
+    """A colour for text: darker on a light page, lighter on a dark one."""
+    return f"color-mix(in srgb, {color} 70%, currentColor)"
+
+
+LINK = f"color:{ink('#0072b2')}"                                        # the style of one
 NUMBERS = {"Number": (1, "a number, as {}=0.5"), "Integer": (1, "a number, as {}=1"),                   # in an address
            "Range": (2, "two numbers of seconds, as {}=10,20"), "NumericTuple": (4, "four numbers, as {}=0.2,0.4,8,20")}
 
@@ -134,12 +140,11 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
     location, alerts = pn.state.location, pn.Column(sizing_mode="stretch_width")
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     body = pn.Column(sizing_mode="stretch_width", min_height=300, loading=True)
-    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
     try:
         catalog = open_catalog()
         names = [name for dataset in catalog for name in _recordings(catalog, dataset)]
     except WorkbenchError as error:
-        return page(title, home, alert(error))
+        return page(title, home(), alert(error))
     name = asked.get("data") or asked.get("session") or _recording_of(asked.get("run")) or names[0]
     choice = pn.widgets.Select(label="Recordings on this computer", options=list(dict.fromkeys([name, *names])),
                                value=name, width=440)
@@ -174,7 +179,7 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
 
     choice.param.watch(lambda event: show(event.new, {}), "value")
     pn.state.onload(lambda: show(name, {key: asked[key] for key in state if key in asked}))
-    return page(title, home, choice, alerts, body)
+    return page(title, home(), choice, alerts, body)
 
 
 def alert(error: str | Exception) -> pn.pane.HTML:
@@ -185,12 +190,31 @@ def alert(error: str | Exception) -> pn.pane.HTML:
                         sizing_mode="stretch_width", margin=(5, 10))
 
 
+def home() -> pn.pane.HTML:
+    """The way back to the hub, on a page that the hub serves."""
+    return pn.pane.HTML(f'<a href="?" style="{LINK}">All dashboards</a>', margin=(0, 10),
+                        visible="app" in pn.state.session_args)
+
+
+def built(title: str, app: Callable[[], pn.viewable.Viewable]) -> pn.viewable.Viewable:
+    """What `app()` builds; an exception, which would leave an empty page, as its sentence."""
+    try:
+        return app()
+    except Exception as error:
+        if not isinstance(error, WorkbenchError):
+            log.exception("the page could not be built")
+        return page(title, home(), alert(error))
+
+
 def page(title: str, *content) -> pn.viewable.Viewable:
-    """The frame of every served page: it asks no other host for anything, and is light, as the plots in it are."""
+    """The frame of every served page: it asks no other host for anything, and is light or dark as one likes."""
     import panel_material_ui as pmui
 
-    return pmui.Page(title=f"{title} · spike workbench", theme_toggle=False,
-                     main=[pn.Column(*content, sizing_mode="stretch_width", margin=12)],
+    whole = pn.Column(*content, sizing_mode="stretch_width", margin=12)
+    for text in whole.select(pn.pane.HTML):
+        text.stylesheets = [*text.stylesheets, ":host { color: inherit; }"]     # Panel's own stays a light page's
+    return pmui.Page(title=f"{title} · spike workbench", theme_toggle=True,
+                     main=[whole],
                      theme_config={"palette": {"primary": {"main": "#0072b2"}}})
 
 

@@ -76,7 +76,10 @@ def served(tmp_path_factory):
     yield start
     for server in running:
         server.terminate()
-        server.wait(10)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:                               # it is computing for a visitor
+            server.kill()
 
 
 @pytest.fixture(scope="session")

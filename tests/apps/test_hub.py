@@ -8,8 +8,11 @@ import pandas as pd
 import panel as pn
 import pytest
 
+from tests.apps.browsing import wait_for
 from workbench import Series, Session
 from workbench.apps import main, raster
+from workbench.display import LINK, built
+from workbench.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,64 @@ def test_a_bad_address_gets_a_sentence_and_not_an_empty_page(hub, page, small, q
     alert = page.get_by_role("alert").filter(has_text=says)
     alert.wait_for()
     assert contrast(*alert.evaluate("e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]")) > 7
+
+
+def test_an_exception_while_a_page_is_built_is_its_sentence():
+    def broken():
+        raise ZeroDivisionError("a unit without spikes")
+
+    said = [pane.object for part in built("Raster", broken).main for pane in part.select(pn.pane.HTML)]
+    assert any("ZeroDivisionError: a unit without spikes" in text for text in said)
+
+
+def test_two_visitors_share_no_state(hub, page, browser, small):
+    address = f"{hub}/apps?app=raster&data={small}&sort=rate"
+    page.goto(address)
+    page.wait_for_url("**color=region**")
+    other = browser.new_page()
+    try:
+        other.goto(address)
+        other.wait_for_url("**color=region**")
+        other.locator("select").nth(1).select_option("depth")
+        other.wait_for_url("**sort=depth**")
+    finally:
+        other.close()
+    page.locator("select").nth(2).select_option("depth")                # what this one does next does not bring it in
+    page.wait_for_url("**color=depth**")
+    assert "sort=rate" in page.url and page.locator("select").nth(1).input_value() == "rate"
+
+
+def test_a_dark_page_can_be_read(hub, page):
+    page.goto(hub)
+    name = page.locator("text=reach-sim").first
+    name.wait_for()
+
+    def seen() -> tuple[str, str]:
+        """The colour of the text, as it looks on the ground, and of the ground."""
+        ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
+        text = name.evaluate("e => getComputedStyle(e).color")
+        *rgb, alpha = (float(part) for part in [*re.findall(r"[\d.]+", text), "1"][:4])
+        rgb = [alpha * part + (1 - alpha) * float(under)
+               for part, under in zip(rgb, re.findall(r"[\d.]+", ground), strict=False)]
+        return f"rgb({rgb[0]}, {rgb[1]}, {rgb[2]})", ground
+
+    assert contrast(*seen()) > 7
+    light = seen()
+    page.get_by_label("Toggle theme").first.click()
+    wait_for(lambda: seen()[1] != light[1] and contrast(*seen()) > 7)
+
+
+def test_the_hub_lists_the_newest_runs_and_says_what_opens_without_a_network(monkeypatch, tmp_path):
+    run = tmp_path / "runs" / "a <i>run"
+    Recipe.preset("demo").save(run / "recipe.yaml")
+    (run / "model").mkdir()
+    (tmp_path / "runs" / "damaged").mkdir()
+    (tmp_path / "runs" / "damaged" / "recipe.yaml").write_text("model: [")
+    monkeypatch.setattr(type(pn.state), "session_args", {"folder": [str(tmp_path / "runs").encode()]})
+    said = "".join(pane.object for part in main.app().main for pane in part.select(pn.pane.HTML))
+    assert "a &lt;i&gt;run" in said and "poyo on reach-sim" in said and "unreadable" in said
+    assert re.search(r'app=latents&amp;run=[^"]*">Latents', said.replace(f' style="{LINK}"', ""))
+    assert re.search(r"\d+ of \d+ open without a network", said)
 
 
 def contrast(*colors: str) -> float:

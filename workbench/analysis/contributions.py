@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.stats import norm, spearmanr, t
 
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.selection import within
 from workbench.session import Session, unit_rows
 
 
@@ -50,12 +51,13 @@ class Gains:
 
 
 def contributions(gains: Gains, by: str | Sequence[str] = "region",
-                  phases: Mapping[str, tuple[str, float, float]] | None = None) -> pd.DataFrame:
+                  phases: Mapping[str, tuple[str, float, float] | np.ndarray] | None = None) -> pd.DataFrame:
     """A row for every modality and group: bits, without, contribution, interval, and with shuffles shuffled,
     over_shuffled and over_shuffled_interval, in bits per spike of the group; and its spikes.
 
     by: one or several, crossed, of a column of the units' table; "lag", s from the origin to a bin's end;
-    "phase", the stretches `phases` (name → column of trials, from, until: s since that event), which may overlap;
+    "phase", the stretches `phases` (name → column of trials, from, until: s since that event, or sorted stretches
+    [n, 2] s on the session's clock), which may overlap;
     "stimuli.<column>" and "trials.<column>", what the table says of the row that a bin lies in. () for all as one.
 
     bits: of the model with everything, above each unit's mean over all these bins. contribution: bits less those
@@ -140,7 +142,8 @@ def _groups(gains: Gains, name: str, phases) -> dict[object, np.ndarray]:
         if not phases:
             raise WorkbenchError("no phases to group by; give phases={name: (column of trials, from, until)}, both in "
                                  "seconds since that event")
-        return {label: _stretch(session, times, *stretch) for label, stretch in phases.items()}
+        return {label: within(times, stretch) if isinstance(stretch, np.ndarray) else _stretch(session, times, *stretch)
+                for label, stretch in phases.items()}
     if place in ("stimuli", "trials"):
         table = getattr(session, place)
         if column not in table:

@@ -12,7 +12,7 @@ from functools import partial
 
 import panel as pn
 
-from workbench.display import Text, alert, page
+from workbench.display import Text, alert, home, page
 from workbench.errors import WorkbenchError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequ
     """
     location, doc = pn.state.location, pn.state.curdoc
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
-    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
     first = asked.get("run") or known[0]
     run = pn.widgets.Select(label="Run", options=list(dict.fromkeys([first, *known])), value=first, width=440)
     session = pn.widgets.TextInput(label="Session (empty: the run's first)", value=asked.get("session", ""), width=300)
@@ -79,4 +78,4 @@ def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequ
     session.param.watch(lambda _: show(dict(besides)), "value")
     run.param.watch(other_run, "value")
     pn.state.onload(lambda: show({key: asked[key] for key in (*state, *more) if key in asked}))
-    return page(title, home, Text(says, visible=bool(says), margin=(0, 10)), pn.Row(run, session), doing, body)
+    return page(title, home(), Text(says, visible=bool(says), margin=(0, 10)), pn.Row(run, session), doing, body)

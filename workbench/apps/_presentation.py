@@ -14,7 +14,7 @@ from bokeh.models import ColumnDataSource, Span
 
 from workbench.apps._background import Background
 from workbench.catalog import open_recording
-from workbench.display import Text, address, alert
+from workbench.display import LINK, Text, address, alert
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.grids import Grid
 from workbench.session import Session
@@ -101,7 +101,7 @@ class Spikes(pn.viewable.Viewer):
         window = f"{onset - BEFORE:.3f},{onset + AFTER:.3f}"
         link = f"<code>Raster(session, window=({window}))</code> shows them at length"
         if name and "app" in (pn.state.session_args or {}):             # served by the hub, where the raster is, too
-            link = (f'<a style="color:#0072b2" href="{html.escape(address(app="raster", data=name, window=window))}">'
+            link = (f'<a style="{LINK}" href="{html.escape(address(app="raster", data=name, window=window))}">'
                     "Open in the raster</a>")
         self.says.object = " · ".join([
             "<b>Spikes</b> of this presentation",

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 from workbench.apps._run_curves import COLORS, OTHER, Curves
-from workbench.display import ALERT
+from workbench.display import ALERT, LINK, ink
 from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.group import Group
 from workbench.training.recipe import Recipe
-from workbench.training.run import Run
+from workbench.training.run import Run, runs
 
-STATES = {"finished": "#007a5a", "running": "#0072b2", "queued": "#0072b2", "stopped": "#a86400", None: "#b00020"}
+_STATES = {"finished": "#007a5a", "running": "#0072b2", "queued": "#0072b2", "stopped": "#a86400", None: "#b00020"}
 NAMED = 4                                                               # recordings
 # What the dashboards ask of a model, by name because reading a model's class takes torch; a test asks them all.
 MOMENTS = {"poyo", "gru", "mlp", "ndt1", "stndt", "ndt2", "cebra", "possm", "lfads", "ldns", "mtm", "neds", "poyo_plus",
            "capoyo", "neuroformer", "neurobridge", "neurobridge_decoder", "neurobridge_pictures", "neurohorizon"}
 FILLS = {"ndt1", "stndt", "ndt2", "mtm", "neds", "lfads", "ldns", "neurobridge"}
+
+
+def ink_of(state: str | None) -> str:
+    """The colour of a state, as text."""
+    return ink(_STATES.get(state, _STATES[None]))
 
 
 def recipe_of(place: str | Path) -> Recipe | None:
@@ -67,7 +73,7 @@ def facts(run: Run, state: str, curves: Curves) -> list[str]:
         said.append(f"{newest['memory_gb']:.2f} GB of {'the GPU, at most' if gpu else 'memory'}")
     if status.get("valid") is not None:
         said.append(f"best validation {html.escape(str(status['valid_name']))} {status['valid']:.3f}")
-    return said + [f"<span style='color:{COLORS.get(n, OTHER)}'>held-out R² of {html.escape(n)} {r2:.3f}</span>"
+    return said + [f"<span style='color:{ink(COLORS.get(n, OTHER))}'>held-out R² of {html.escape(n)} {r2:.3f}</span>"
                    for n, r2 in curves.dashed.items()]
 
 
@@ -105,10 +111,24 @@ def openers(run: Run) -> dict[str, dict[str, str]]:
         asks = {"latents": recipe.model.name in MOMENTS, "masking": recipe.model.name in FILLS,
                 "attribution": has_conditions(place)}
         found = {name: {"run": str(place)} for name, can in asks.items() if can}
-    if any((each.parent / "report.json").is_file() for depth in ("", "*/", "*/*/")
-           for each in place.glob(f"{depth}pictures.npz")):
+    if reports(place):
         found["gallery"] = {"folder": str(place)}
     return found
+
+
+def opened_by(dashboard: str, folder: str | Path) -> list[str]:
+    """The runs in a folder that the dashboard can open, newest first."""
+    found = []
+    for path in runs(folder).index:
+        with suppress(WorkbenchError):                                  # deleted meanwhile, or damaged: `runs` says it
+            found += [path] * (dashboard in openers(Run(path)))
+    return found
+
+
+def reports(place: Path) -> list[Path]:
+    """The saved reconstructions at a place: itself, those in it, those in the folders in it."""
+    found = (each.parent for depth in ("", "*/", "*/*/") for each in place.glob(f"{depth}pictures.npz"))
+    return sorted(folder for folder in found if (folder / "report.json").is_file())
 
 
 def opening(run: Run, link: Callable[..., str] | None) -> str:
@@ -118,7 +138,7 @@ def opening(run: Run, link: Callable[..., str] | None) -> str:
         return ""
     if link:
         return "Open this checkpoint in " + " · ".join(
-            f'<a href="{html.escape(link(name, **told))}" style="color:#0072b2">{name}</a>'
+            f'<a href="{html.escape(link(name, **told))}" style="{LINK}">{name}</a>'
             for name, told in found.items())
     code = "\n\n".join(_code(name, *told.values(), run) for name, told in found.items())
     return (f"<details><summary>Open this checkpoint in {', '.join(found)}</summary>"

@@ -13,7 +13,7 @@ from typing import Any
 
 import panel as pn
 
-from workbench.apps._run_facts import STATES, recipe_of, unsaid
+from workbench.apps._run_facts import ink_of, recipe_of, unsaid
 from workbench.apps._tiles import Tiles
 from workbench.errors import WorkbenchError
 from workbench.training.group import Group
@@ -71,7 +71,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], below: str) -> s
     cell = lambda text: f"<td>{html.escape(text)}</td>"
     body = "".join(
         f'<tr class="row" data-item="{i}" tabindex="0"><td><b>{html.escape(run)}</b></td>'
-        f'<td style="color:{STATES.get(state, STATES[None])}">{state}</td>{"".join(map(cell, others))}</tr>'
+        f'<td style="color:{ink_of(state)}">{state}</td>{"".join(map(cell, others))}</tr>'
         for i, (run, state, *others) in enumerate(rows))
     return unsaid(f"<table><tr>{''.join(map(cell, names))}</tr>{body}</table><p class='faint'>{below}</p>")
 

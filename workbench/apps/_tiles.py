@@ -38,6 +38,7 @@ th { opacity: .75; vertical-align: bottom; }
 td { vertical-align: top; }
 .wide { overflow-x: auto; }
 .faint { opacity: .75; font-size: 11px; }
+.lit { background: #e69f00; color: #000; border-radius: 3px; padding: 0 5px; }
 p, summary { font-size: 12.5px; margin: 5px 0; line-height: 1.45; }
 summary { cursor: pointer; }
 """
@@ -75,11 +76,16 @@ class Shown:
     """values: metric → method → [items, samples], NaN for none. filters: column of items → its few values, as text.
 
     methods: those that are to be compared first; beside: the one to compare them with; most: samples of a method.
+    chosen: which items [n] were chosen elsewhere, if any were: they are marked, and can be filtered by.
     known: what a gallery offers, by the name of its parameter.
     """
 
-    def __init__(self, result: Reconstructions, scores: pd.DataFrame, sorts: Sequence[str]):
+    def __init__(self, result: Reconstructions, scores: pd.DataFrame, sorts: Sequence[str],
+                 chosen: np.ndarray | None = None):
         self.result, self.items, number = result, result.items, len(result.items)
+        self.chosen = np.zeros(number, bool) if chosen is None else chosen
+        if self.chosen.any():
+            self.items = self.items.assign(chosen=np.where(self.chosen, "yes", "no"))
         if missing := [name for name in SCORES if name not in scores]:
             raise WorkbenchError(f"scores without {', '.join(missing)}; give those of report.scores(reconstructions)")
         unknown = {*scores["method"][scores["kind"] != "chance"]} - {*result.made}
@@ -184,7 +190,8 @@ class Shown:
     def about(self, item: int) -> list[str]:
         """What is known of an item, as HTML."""
         row = self.items.iloc[item]
-        more = [html.escape(str(row[column])) for column in self.filters if column != "session"]
+        more = [html.escape(str(row[column])) for column in self.filters if column not in ("session", "chosen")]
+        more += ["<span class='lit'>chosen</span>"] * bool(self.chosen[item])
         return [f"<b>item {item}</b>", html.escape(str(row["session"])), f"{row['start']:,.2f} s", *more]
 
     def whole(self, item: int, metric: str, before: int, after: int) -> str:

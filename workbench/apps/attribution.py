@@ -27,17 +27,20 @@ import param
 
 from workbench.apps._background import Background
 from workbench.apps._beside import Beside
+from workbench.apps._example import EXAMPLE, example
 from workbench.apps._of_a_run import page_of_a_run
-from workbench.apps._run_facts import has_conditions
+from workbench.apps._run_facts import opened_by
 from workbench.apps._worth import Bars, Curves, shares
-from workbench.display import Dashboard, Text, alert
+from workbench.display import Dashboard, Text, alert, built
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
-from workbench.training.run import Run, runs
+from workbench.selection import parsed, parsed_units, within
+from workbench.training.run import Run
 
 log = logging.getLogger(__name__)
 
-STATE = ("region", "phase", "event", "modality", "window")              # what the address remembers
-ALL, EXAMPLE = "all", "example"
+CHOICE = ("moments", "chosen_units")
+STATE = ("region", "phase", "event", "modality", "window", *CHOICE)     # what the address remembers
+ALL, CHOSEN, UNITS = "all", "chosen moments", "chosen units"
 PHASE = 0.4                                                             # s after an event that are a phase
 AROUND = -0.2, 1.0, 0.1                                                 # s, of an event: from, until, step of the curve
 GRADIENTS = 16                                                          # windows that gradients are taken of
@@ -49,8 +52,9 @@ class Attribution(Dashboard):
     model: an object, a `Run`, or the folder of a run or of weights. session: a Session, its catalog name, path or id in
     the run; None: the run's first. modalities: name → conditions, by default each condition and "spikes". intervals
     [n, 2]: where forecasts lie, by default the test part of the run's split. phases: name → (column of trials, from,
-    until), s; by default the first 0.4 s after each event. most: windows at most, spread evenly. WorkbenchError for a
-    model without conditions, and for unknown names.
+    until), s; by default the first 0.4 s after each event. most: windows at most, spread evenly. moments, chosen_units:
+    chosen in another dashboard, a phase and a region of their own. WorkbenchError for a model without conditions, and
+    for unknown names.
     """
 
     region = param.Selector(default=ALL, objects=[ALL], doc="Whose spikes are forecast")
@@ -58,11 +62,14 @@ class Attribution(Dashboard):
     event = param.Selector(default="", objects=[""], doc="The event that time in the trial is counted from")
     modality = param.Selector(default="", objects=[""], doc="What is withheld from the window that is drawn")
     window = param.Integer(default=0, bounds=(0, None), doc="Which of the windows is drawn")
+    moments = param.String(doc="Stretches of time chosen elsewhere, from:until,… s: a phase")
+    chosen_units = param.String(doc="Ids of units chosen elsewhere: a region")
 
     def __init__(self, model, session=None, *, modalities: Mapping[str, Sequence[str]] | None = None, intervals=None,
-                 phases: Mapping[str, tuple[str, float, float]] | None = None, most: int = 64, region: str = ALL,
-                 phase: str = ALL, event: str = "", modality: str = "", window: int = 0, **params):
-        super().__init__(**params)
+                 phases: Mapping[str, tuple[str, float, float]] | None = None, most: int = 64, region: str = "",
+                 phase: str = "", event: str = "", modality: str = "", window: int | None = None, moments: str = "",
+                 chosen_units: str = "", **params):
+        super().__init__(moments=moments, chosen_units=chosen_units, **params)
         from workbench.analysis import attribution  # torch, which the hub should not wait for
         from workbench.analysis.latents import opened
 
@@ -74,11 +81,17 @@ class Attribution(Dashboard):
         self.opens = session if isinstance(session, str) else self.session.id           # in an address, or a cell
         self.modalities = attribution.modalities_of(self.model, modalities)
         self._asked, events = modalities, attribution.events_of(self.session)
-        self.phases = phases or {f"{PHASE:g} s from {name}": (name, 0.0, PHASE) for name in events}
+        self.phases = dict(phases or {f"{PHASE:g} s from {name}": (name, 0.0, PHASE) for name in events})
         intervals = _held_out(self.session, how) if intervals is None else intervals
         self.origins = attribution.origins(self.model, self.session, intervals, most=most)
         self.gains, self.gradients, self._drawn, self._told, self._closed = None, {}, None, (0, 0), False
-        for name, value, known in (("region", region, [ALL, *self.session.units["region"].unique()]),
+        self._alerts, self._worth, self._pictures = (pn.Column(sizing_mode="stretch_width") for _ in range(3))
+        self._chosen_rows = parsed_units(self.session, chosen_units)
+        held = self._chosen_windows(moments)
+        phase, region = phase or (CHOSEN if len(held) else ALL), region or (UNITS if chosen_units else ALL)
+        window = window if window is not None else held[0] if len(held) else 0
+        for name, value, known in (("region", region, [ALL, *[UNITS] * bool(chosen_units),
+                                                       *self.session.units["region"].unique()]),
                                    ("phase", phase, [ALL, *self.phases]), ("event", event, events or [""]),
                                    ("modality", modality, list(self.modalities))):
             self.param[name].objects = known
@@ -93,7 +106,6 @@ class Attribution(Dashboard):
             "time from the origin (s)", "time from the event (s)"))
         self._ledger, self._doing = (Text(sizing_mode="stretch_width", margin=(2, 10)) for _ in range(2))
         self._beside = Beside(self.session)
-        self._alerts, self._worth, self._pictures = (pn.Column(sizing_mode="stretch_width") for _ in range(3))
         self._pool, self._background, self._jobs = ThreadPoolExecutor(1), Background(self._look), {}
         self._submit("measure", lambda: attribution.measure(
             self.model, self.session, intervals, modalities=modalities, most=most, progress=self._progress))
@@ -121,17 +133,33 @@ class Attribution(Dashboard):
 
     @property
     def _units(self) -> np.ndarray:
+        if self.region == UNITS:
+            return self._chosen_rows
         region = self.session.units["region"].to_numpy()
         return np.flatnonzero(np.full(len(region), self.region == ALL) | (region == self.region))
+
+    def _chosen_windows(self, moments: str) -> np.ndarray:
+        """The windows whose horizons hold some of the chosen moments, a phase of their own then; said where none is."""
+        stretches, bin_ = parsed(moments), self.model.bin_size
+        times = self.origins[:, None] + (np.arange(round(self.model.horizon / bin_)) + 0.5) * bin_
+        held = np.flatnonzero(within(times, stretches).any(1))
+        if len(held):
+            self.phases[CHOSEN] = stretches
+        elif moments:
+            self._alerts.append(alert(
+                f"none of the {len(self.origins)} windows of held-out time lies in the chosen moments, "
+                f"{stretches[0, 0]:,.2f} to {stretches[-1, 1]:,.2f} s: choose some of the test part of the split"))
+        return held
 
     def code(self) -> str:
         """The cell that makes this view."""
         what = "model, session" if self._folder is None else f"{str(self._folder)!r}, {self.opens!r}"
         of = f"# a {type(self.model).__name__} and {self.opens!r}\n" if self._folder is None else ""
         grouped = "" if self._asked is None else f"            modalities={dict(self._asked)!r},\n"
+        chosen = "".join(f",\n            {name}={getattr(self, name)!r}" for name in CHOICE if getattr(self, name))
         return (f"from workbench.apps.attribution import Attribution\n\n{of}Attribution({what},\n{grouped}"
                 f"            region={self.region!r}, phase={self.phase!r}, event={self.event!r}, "
-                f"modality={self.modality!r}, window={self.window})")
+                f"modality={self.modality!r}, window={self.window}{chosen})")
 
     def close(self) -> None:
         """End what goes on in the background."""
@@ -281,7 +309,7 @@ def _held_out(session, how: dict) -> np.ndarray:
 def app() -> pn.viewable.Viewable:
     """The served page: the run that `?run=FOLDER` names, or a choice of the runs in `?folder=` (else in `runs`)."""
     folder = Path(pn.state.session_args.get("folder", [b"runs"])[-1].decode())
-    known = [str(path) for path in runs(folder).index if has_conditions(path)]
+    known = opened_by("attribution", folder)
     says = "" if known else (f"There is no trained model with conditions in {html.escape(str(folder.resolve()))}: this "
                              "is an example, a small network trained here on a simulated recording.")
     return page_of_a_run("Attribution", _build, [*known, EXAMPLE], STATE, ["modalities"], says)
@@ -297,10 +325,9 @@ def _build(run: str, session: str | None, tell: Callable[[str], None], **asked: 
         asked["modalities"] = _grouped(asked["modalities"])
     if run != EXAMPLE:
         return Attribution(run, session, **asked)
-    from workbench.analysis.driven import MODALITIES, driven
+    from workbench.analysis.driven import MODALITIES
 
-    model, recording = driven(progress=lambda done, of: done % 20 or tell(f"Training the example: step {done} of {of}"))
-    return Attribution(model, recording, **{"modalities": MODALITIES} | asked)
+    return Attribution(*example(tell), **{"modalities": MODALITIES} | asked)
 
 
 def _grouped(text: str) -> dict[str, list[str]]:
@@ -312,4 +339,4 @@ def _grouped(text: str) -> dict[str, list[str]]:
 
 
 if pn.state.served:
-    app().servable(title="Attribution · spike workbench")
+    built("Attribution", app).servable(title="Attribution · spike workbench")

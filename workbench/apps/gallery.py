@@ -24,17 +24,20 @@ import panel as pn
 import param
 
 from workbench.apps._presentation import Spikes
+from workbench.apps._run_facts import reports
 from workbench.apps._tiles import NONE, TABLE, WRITTEN, Shown, Tiles, grid, scored, short
-from workbench.display import Dashboard, Text, address, alert, page
+from workbench.display import Dashboard, Text, address, alert, built, home, page
 from workbench.errors import WorkbenchError
 from workbench.images import report
 from workbench.images.report import CHANCE, Reconstructions
+from workbench.selection import parsed, within
 from workbench.session import Session
 
 log = logging.getLogger(__name__)
 
 ORDER = ("metric", "sort", "of", "over", "where", "seed", "sample")     # what the order of items depends on
-STATE = ("methods", "spread", *ORDER, "page", "item")                   # what the address remembers
+CHOICE = ("moments", "chosen_in")
+STATE = ("methods", "spread", *ORDER, "page", "item", *CHOICE)          # what the address remembers
 SORTS = {"random": "at random", "best": "best first", "worst": "worst first", "gain": "greatest gain first",
          "different": "most different first"}
 EACH = 12                                                               # items a page
@@ -49,8 +52,8 @@ class Gallery(Dashboard):
     computed. sessions: Session objects, names or paths, or {session id: either}; None: what the protocol's `data` says.
     sort: random; best or worst of the method `of`, or gain of it over the method `over`, in `metric`; different: `of`
     and `over` differ most over pixels. where: {column of items: value}. sample: which of the pictures of each method;
-    spread: the method of which all are shown. page counts from 1; item is a row of items. WorkbenchError for what
-    cannot be shown.
+    spread: the method of which all are shown. page counts from 1; item is a row of items. moments, chosen_in: chosen in
+    another dashboard, what was shown then is marked. WorkbenchError for what cannot be shown.
     """
 
     methods = param.ListSelector(default=[], objects=[], doc="Those that are shown")
@@ -64,6 +67,8 @@ class Gallery(Dashboard):
     sample = param.Integer(default=0, bounds=(0, None), doc="Which of the pictures that a method made of an item")
     page = param.Integer(default=1, bounds=(1, None), doc="Of the tiles")
     item = param.Integer(default=None, allow_None=True, bounds=(0, None), doc="What is shown large")
+    moments = param.String(doc="Stretches of time chosen elsewhere, from:until,… s: what was shown then is marked")
+    chosen_in = param.String(doc="The id of the session that the moments are of; empty: all")
 
     def __init__(self, reconstructions: Reconstructions | str | Path, scores: pd.DataFrame | None = None,
                  sessions: Sequence | Mapping | None = None, **state):
@@ -74,7 +79,13 @@ class Gallery(Dashboard):
             kept = self.folder and (Path(self.folder).expanduser() / "scores.csv").is_file()
             scores = report.load_scores(self.folder) if kept else report.scores(result)
         self.scores = scores
-        self.shown, self.table = Shown(result, self.scores, SORTS), report.table(self.scores)
+        moments, own = parsed(state.get("moments", "")), state.get("chosen_in", "")
+        chosen = within(result.items["start"].to_numpy(float), moments)
+        chosen &= np.full(len(chosen), not own) | (result.items["session"].astype(str) == own).to_numpy()
+        self.shown, self.table = Shown(result, self.scores, SORTS, chosen), report.table(self.scores)
+        self._lit = "" if not len(moments) else (
+            f"<b>{chosen.sum():,} of {len(chosen):,} items</b> were shown in the {len(moments):,} chosen moments"
+            f"{f' of {safe(own)}' if own else ''}; they are marked.<br>")
         self._verdicts = {metric: report.summary(part) for metric, part in self.table.groupby("metric", sort=False)}
         with param.parameterized.discard_events(self):
             for key, known in self.shown.known.items():
@@ -181,9 +192,10 @@ class Gallery(Dashboard):
         usual = " · ".join(f"{safe(m)} <b>{short(medians[m])}</b>" for m in self.methods)
         chance = f"chance ({CHANCE}) <b>{short(medians[CHANCE])}</b>"
         self._head.object = (
-            f"<div style='line-height:1.55'>{'<b>SIMULATED</b> · ' * bool(told.get('simulated'))}<b>{number:,} of "
-            f"{len(self.result.items):,} items</b>{filters} · {len(self.result.shown):,} pictures<br><b>Selection rule"
-            f"</b>: {rule}{drawn}{under}<br><b>Median {metric}</b>{' (lower is better)' * metric.startswith('rank[')} "
+            f"<div style='line-height:1.55'>{self._lit}{'<b>SIMULATED</b> · ' * bool(told.get('simulated'))}"
+            f"<b>{number:,} of {len(self.result.items):,} items</b>{filters} · {len(self.result.shown):,} pictures<br>"
+            f"<b>Selection rule</b>: {rule}{drawn}{under}<br>"
+            f"<b>Median {metric}</b>{' (lower is better)' * metric.startswith('rank[')} "
             f"of these {number:,} items, all samples: {usual} · {chance}<br><span style='opacity:.75'>"
             f"{' '.join(map(safe, report.notes(self.result)))}</span></div>")
         self._told.object = scored(self.table, self.shown.methods, self.metric, self._verdicts)
@@ -248,7 +260,6 @@ def app() -> pn.viewable.Viewable:
     known = _saved(folder) or [folder] * nowhere                        # which the view will say
     says = "" if known else (f"There are no saved reconstructions in {safe(Path(folder).resolve())}: this is an "
                              "example, of a simulated recording, made here.")
-    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked, margin=(0, 10))
     choice = pn.widgets.Select(label="Saved reconstructions", options=[*known, EXAMPLE], width=440)
     doing, body, shown = Text(margin=(0, 10)), pn.Column(sizing_mode="stretch_width", min_height=300), []
 
@@ -290,7 +301,7 @@ def app() -> pn.viewable.Viewable:
     pn.state.on_session_destroyed(lambda _: [view.close() for view in shown])
     choice.param.watch(lambda _: show({}), "value")
     pn.state.onload(lambda: show({key: asked[key] for key in STATE if key in asked}))
-    return page("Gallery", home, Text(says, visible=bool(says), margin=(0, 10)), choice, doing, body)
+    return page("Gallery", home(), Text(says, visible=bool(says), margin=(0, 10)), choice, doing, body)
 
 
 def _saved(folder: str) -> list[str]:
@@ -298,8 +309,7 @@ def _saved(folder: str) -> list[str]:
     path = Path(folder).expanduser()
     if any((path / file).is_file() for file in ("report.json", "pictures.npz")):
         return list(dict.fromkeys([folder, *_saved(str(path.parent))]))
-    found = (file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/pictures.npz"))
-    return sorted(str(each) for each in found if (each / "report.json").is_file())
+    return [str(each) for each in reports(path)]
 
 
 def _ready(what: str, tell: Callable[[str], None]) -> Callable[..., Gallery]:
@@ -318,11 +328,11 @@ def _parsed(asked: dict[str, str]) -> dict:
     state = {}
     for key, text in asked.items():
         try:
-            state[key] = text if key in ("metric", "sort", "of", "over", "spread") else json.loads(text)
+            state[key] = text if key in ("metric", "sort", "of", "over", "spread", *CHOICE) else json.loads(text)
         except ValueError:
             raise WorkbenchError(f"the address says {key}={text!r}; write {key}={WRITTEN.get(key, 3)}") from None
     return state
 
 
 if pn.state.served:
-    app().servable(title="Gallery · spike workbench")
+    built("Gallery", app).servable(title="Gallery · spike workbench")

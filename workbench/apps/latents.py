@@ -20,17 +20,21 @@ import panel as pn
 import param
 
 from workbench.analysis import trust
-from workbench.analysis.labels import label_names, labels, told, trials_of
+from workbench.analysis.labels import label_names, labels, stretches, told, trials_of
 from workbench.analysis.projection import Umap, pca
 from workbench.apps._background import Background
 from workbench.apps._chosen import Chosen
+from workbench.apps._example import EXAMPLE, example
 from workbench.apps._of_a_run import page_of_a_run
+from workbench.apps._run_facts import opened_by
 from workbench.apps._scatter import Scatter, believed, components
-from workbench.display import Dashboard, Text, alert, page
+from workbench.apps._shown_in import shown_in
+from workbench.display import Dashboard, Text, built
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.training.run import runs
+from workbench.selection import parsed, parsed_units, within, written, written_units
 
-STATE = ("color", "units_color", "projection", "neighbors", "min_dist")         # what the address remembers
+CHOICE = ("moments", "chosen_units", "chosen_in")
+STATE = ("color", "units_color", "projection", "neighbors", "min_dist", *CHOICE)     # what the address remembers
 
 
 class Latents(Dashboard):
@@ -39,7 +43,9 @@ class Latents(Dashboard):
     model: an object, a `Run`, or the folder of a run or of weights. session: a Session, its catalog name, path or id in
     the run, or a list of these; None: the first recording of the run. color: "time", "session", "trials.<column>",
     "<series>.<column>" or "<series>.speed". units_color: a column of the units' table. most: points at most. progress:
-    called with (windows done, windows there are). WorkbenchError for a model without latents and for unknown names.
+    called with (windows done, windows there are). moments, chosen_units: what is chosen from the start, of the session
+    whose id is `chosen_in` (else the first); a lasso changes all three. WorkbenchError for a model without latents and
+    for unknown names.
     """
 
     color = param.Selector(default="time", objects=["time"], doc="What the colour of a moment says")
@@ -47,13 +53,20 @@ class Latents(Dashboard):
     projection = param.Selector(default="PCA", objects=["PCA", "UMAP"], doc="How the cloud is laid out")
     neighbors = param.Integer(default=30, bounds=(2, 200), doc="Points that UMAP keeps together")
     min_dist = param.Number(default=0.1, bounds=(0, 1), doc="How close UMAP packs points")
+    moments = param.String(doc="Chosen stretches of time, from:until,… s, for other dashboards")
+    chosen_units = param.String(doc="Ids of the chosen units")
+    chosen_in = param.String(doc="The id of the session that both are of")
+    run = param.String(doc="What an address calls the model: the folder of the run, or the example")
 
     def __init__(self, model, session=None, *, color: str | None = None, units_color: str = "region",
-                 most: int = 20_000, progress=None, **params):
+                 most: int = 20_000, progress=None, moments: str = "", chosen_units: str = "", chosen_in: str = "",
+                 **params):
         super().__init__(**params)
-        from workbench.analysis.latents import moments, opened, units_of  # torch, which the hub should not wait for
+        from workbench.analysis.latents import moments as cloud_of  # torch, which the hub should not wait for
+        from workbench.analysis.latents import opened, units_of
 
         self._folder = getattr(model, "path", model if isinstance(model, str | Path) else None)         # of a Run
+        self.run = self.run or str(self._folder or "")
         self.model, self.sessions = opened(model, session)
         asked = session if isinstance(session, list | tuple) else [session]
         self.names = [a if isinstance(a, str) else s.id for a, s in zip(asked, self.sessions, strict=True)]
@@ -67,7 +80,7 @@ class Latents(Dashboard):
             self.param[kind].objects = known
         with param.parameterized.discard_events(self):
             self.color, self.units_color = color, units_color
-        self.cloud = moments(self.model, self.sessions, most=most, progress=progress)
+        self.cloud = cloud_of(self.model, self.sessions, most=most, progress=progress)
         self._trial = trials_of(self.cloud, self.sessions)
         at, share = pca(self.cloud.values)
         self._laid, self._axes = {"PCA": at}, {"PCA": components(share), "UMAP": ["UMAP 1", "UMAP 2"]}
@@ -78,12 +91,13 @@ class Latents(Dashboard):
         if self._vectors is not None:
             at, share = pca(self._vectors)
             self._units.place(at, f"{len(at)} units, PCA of {self._of} [{self._vectors.shape[1]}]", components(share))
-        self._doing, self._honest = (Text(sizing_mode="stretch_width", margin=(2, 10)) for _ in range(2))
+        self._doing, self._honest, self._links = (Text(sizing_mode="stretch_width", margin=(2, 10)) for _ in range(3))
         self._stop = pn.widgets.Button(label="Cancel", color="warning", width=90, visible=False)
         self._stop.on_click(lambda _: self.cancel())
         self._show("PCA")
         self._paint()
         self._paint_units()
+        self._take(moments, chosen_units, chosen_in)
         self._lay_out()
 
     # What a notebook asks for.
@@ -106,6 +120,16 @@ class Latents(Dashboard):
         """Choose moments: row numbers of `cloud`, or a truth value a point."""
         self._moments.chosen = np.arange(len(self.cloud.times))[rows]
 
+    def _take(self, moments: str, units: str, session: str) -> None:
+        """Choose what an address, or another dashboard, says was chosen in a session."""
+        ids = [s.id for s in self.sessions]
+        if session and session not in ids:
+            raise UnknownName("session", session, ids, where="this view")
+        which = ids.index(session) if session else 0
+        self._moments.chosen = np.flatnonzero((self.cloud.session == which) & within(self.cloud.times, parsed(moments)))
+        first = sum(len(s.units) for s in self.sessions[:which])
+        self._units.chosen = first + parsed_units(self.sessions[which], units)
+
     def wait(self, timeout: float = 600) -> Latents:
         """Wait for the UMAP and the scores that are on their way."""
         self._background.wait(timeout)
@@ -116,9 +140,10 @@ class Latents(Dashboard):
         names = self.names if len(self.names) > 1 else self.names[0]
         what = "model, session" if self._folder is None else f"{str(self._folder)!r}, {names!r}"
         of = f"# a {type(self.model).__name__} and {names!r}\n" if self._folder is None else ""
+        chosen = "".join(f",\n        {name}={getattr(self, name)!r}" for name in CHOICE if getattr(self, name))
         return (f"from workbench.apps.latents import Latents\n\n{of}Latents({what}, color={self.color!r}, "
                 f"units_color={self.units_color!r},\n        projection={self.projection!r}, "
-                f"neighbors={self.neighbors}, min_dist={self.min_dist:g})")
+                f"neighbors={self.neighbors}, min_dist={self.min_dist:g}{chosen})")
 
     def __panel__(self) -> pn.viewable.Viewable:
         widgets, cloud = pn.widgets, self.cloud
@@ -137,9 +162,10 @@ class Latents(Dashboard):
         said = pn.bind(lambda *_: f"<pre>{html.escape(self.code())}</pre>", *(self.param[name] for name in STATE))
         code = pn.Card(Text(said), title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
         clouds = pn.Row(self._moments, *[self._units] * has_units, sizing_mode="stretch_width")
-        view = pn.Column(head, choose, pn.Row(self._doing, self._stop), clouds, why, self._chosen, self._honest,
-                         code, sizing_mode="stretch_width")
+        view = pn.Column(head, choose, pn.Row(self._doing, self._stop), clouds, why, self._chosen, self._links,
+                         self._honest, code, sizing_mode="stretch_width")
         self._background.shown(view)
+        self._link()
         return view
 
     # Colours, and what they are worth.
@@ -221,6 +247,8 @@ class Latents(Dashboard):
         """Show the spikes, trials and times of what is chosen in either cloud."""
         rows, units = self._moments.chosen, self._units.chosen
         if not len(rows) and not len(units):
+            self.param.update(**dict.fromkeys(CHOICE, ""))
+            self._link()
             return self._chosen.clear()
         of_units = pd.factorize(self.units["session"])[0][units]
         which = int(np.bincount(self.cloud.session[rows] if len(rows) else of_units).argmax())
@@ -230,24 +258,32 @@ class Latents(Dashboard):
         said += [f"<b>{len(units)} of {len(self.units)} units</b>"] if len(units) else []
         width = self.cloud.width * self.cloud.every
         self._chosen.show(session, self.cloud.times[own], width, own_units, " · ".join(said))
+        moments = written(stretches(self.cloud.times[own], width))
+        self.param.update(moments=moments, chosen_units=written_units(session, own_units), chosen_in=session.id)
+        self._link()
+
+    def _link(self) -> None:
+        """Lead to the other dashboards, where a page of the hub, and not a thread that builds it, shows this one."""
+        ids = [s.id for s in self.sessions]
+        data = self.names[ids.index(self.chosen_in)] if self.chosen_in else ""
+        self._links.object = shown_in("latents", data, self.chosen_in, self.moments, self.chosen_units, self.run)
 
 
 def app() -> pn.viewable.Viewable:
     """The served page: the run that `?run=FOLDER` names, or a choice of the runs in `?folder=` (else in `runs`)."""
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     folder = Path(asked.get("folder", "runs"))
-    known = [str(path) for path in runs(folder).index if (Path(path) / "model").is_dir()]
-    if not known and not asked.get("run"):
-        home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible="app" in asked,
-                            margin=(0, 10))
-        return page("Latents", home, alert(f"there is no trained model in {folder.resolve()}; train one (python -m "
-                                           "workbench train mtm --run runs/mtm), or add run=FOLDER to the address"))
+    known = opened_by("latents", folder)
+    says = "" if known else (f"There is no trained model that embeds in {html.escape(str(folder.resolve()))}: this is "
+                             "an example, a small network trained here on a simulated recording.")
 
     def build(run: str, session: str | None, tell: Callable[[str], None], **wanted: str) -> Latents:
         said = lambda done, of: tell(f"Embedding: {done:,} of {of:,} windows")
-        return Latents(run, session.split(",") if session else None, progress=said, **_parsed(wanted))
+        what = (*example(tell), run) if run == EXAMPLE else (run, session.split(",") if session else None)
+        model, sessions, name = (*what, "")[:3]
+        return Latents(model, sessions, progress=said, run=name, **_parsed(wanted))
 
-    return page_of_a_run("Latents", build, known, STATE)
+    return page_of_a_run("Latents", build, [*known, EXAMPLE], STATE, says=says)
 
 
 def _parsed(asked: dict[str, str]) -> dict:
@@ -260,4 +296,4 @@ def _parsed(asked: dict[str, str]) -> dict:
 
 
 if pn.state.served:
-    app().servable(title="Latents · spike workbench")
+    built("Latents", app).servable(title="Latents · spike workbench")

@@ -20,7 +20,7 @@ from bokeh.events import SelectionGeometry
 from bokeh.models import BoxSelectTool, ColumnDataSource, LinearColorMapper, LogColorMapper, Range1d
 from bokeh.palettes import Cividis256, interp_palette
 
-from workbench.display import Dashboard, Text, alert, bars, served
+from workbench.display import Dashboard, Text, alert, bars, built, served
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.grids import Grid, plain
 from workbench.session import Session
@@ -296,4 +296,4 @@ def app() -> pn.viewable.Viewable:
 
 
 if pn.state.served:
-    app().servable(title="Masking · spike workbench")
+    built("Masking", app).servable(title="Masking · spike workbench")

@@ -23,7 +23,7 @@ from holoviews.streams import PlotSize, RangeXY
 
 from workbench.analysis.raster import CountPyramid, envelope, population_rate, resample, shade, sort_units, unit_columns
 from workbench.colors import CATEGORIES, row_colors
-from workbench.display import Dashboard, Text, served
+from workbench.display import Dashboard, Text, built, served
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.session import Session, overlap
 
@@ -340,4 +340,4 @@ def app() -> pn.viewable.Viewable:
 
 
 if pn.state.served:
-    app().servable(title="Raster · spike workbench")
+    built("Raster", app).servable(title="Raster · spike workbench")

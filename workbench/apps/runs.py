@@ -20,10 +20,11 @@ from pathlib import Path
 import panel as pn
 import param
 
+from workbench.apps._decoded import Decoded
 from workbench.apps._run_curves import Curves
-from workbench.apps._run_facts import STATES, facts, opening, recipe_of, red, unsaid, wrong
+from workbench.apps._run_facts import facts, ink_of, opening, recipe_of, red, unsaid, wrong
 from workbench.apps._run_table import RunTable
-from workbench.display import Dashboard, Text, address, alert, in_kernel, page
+from workbench.display import Dashboard, Text, address, built, home, in_kernel, page
 from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.group import Group
@@ -50,6 +51,7 @@ class RunMonitor(Dashboard):
         self._asked, self._folder, self._link = run, storage.place(folder), link
         self.param.run.objects = self._places()
         self._curves, self._table = Curves(), RunTable(lambda place: setattr(self, "run", place))
+        self._decoded = Decoded()
         self._head, self._alert, self._opens = (Text(sizing_mode="stretch_width", margin=(5, 10)) for _ in range(3))
         self._progress = Text(sizing_mode="stretch_width", margin=(12, 10, 2, 10))
         self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
@@ -84,6 +86,7 @@ class RunMonitor(Dashboard):
 
     def _blank(self) -> None:
         self._curves.start_over()
+        self._decoded.offer(None, False)
         for part in (self._progress, self._stop, self._save, self._resume, self._alert, self._opens):
             part.visible = False
         self._head.object = self._alert.object = self._progress.object = ""
@@ -115,6 +118,7 @@ class RunMonitor(Dashboard):
             self._survey()
             said = opening(run, self._link)
             self._opens.param.update(object=said, visible=bool(said))
+            self._decoded.offer(None if isinstance(run, Group) else run, state == "finished")
         self._looks, self._state = self._looks + 1, state
 
     def _survey(self) -> None:
@@ -158,7 +162,7 @@ class RunMonitor(Dashboard):
 
     def _show(self, run: Run, state: str, said: list[str], share: float, beside: str = "", below: str = "") -> None:
         """The head, the progress and the buttons."""
-        badge = f"<b style='color:{STATES.get(state, STATES[None])}'>{state}</b>"
+        badge = f"<b style='color:{ink_of(state)}'>{state}</b>"
         self._head.object = (f"{badge} <code>{html.escape(str(run.path))}</code>{beside}<br>" + " · ".join(said) +
                              below)
         alive = state in ("running", "queued")
@@ -237,7 +241,7 @@ class RunMonitor(Dashboard):
         buttons = pn.Row(self._progress, self._stop, self._save, self._resume)
         several = self._asked is None or isinstance(Run(self._asked), Group)
         self._view = pn.Column(*[self._table] * several, self._head, self._alert, buttons, self._opens, self._curves,
-                               sizing_mode="stretch_width")
+                               self._decoded, sizing_mode="stretch_width")
         self._on_show = True
         self._tick()
         return self._view
@@ -267,13 +271,8 @@ def app() -> pn.viewable.Viewable:
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     hub = "app" in asked
     link = lambda name, **told: address(app=name, **told) if hub else name + address(**told)            # its neighbours
-    try:
-        view = RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"), link=link)
-    except WorkbenchError as error:
-        return page("Runs", alert(error))
-    home = pn.pane.HTML('<a href="?" style="color:#0072b2">All dashboards</a>', visible=hub, margin=(0, 10))
-    return page("Runs", home, view)
+    return page("Runs", home(), RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"), link=link))
 
 
 if pn.state.served:
-    app().servable(title="Runs · spike workbench")
+    built("Runs", app).servable(title="Runs · spike workbench")
