@@ -9,7 +9,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH     = $(shell grep '^torch==' constraints.txt)
 PIP       = $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-cluster bench lab serve docs lint lock install install-dev clean
+.PHONY: demo test test-slow test-cluster bench lab serve docs rendered pictures lint lock install install-dev clean
 
 demo: $(VENV)/.installed        ## train POYO on the simulated recording and compare it with ridge
 	$(PY) -m workbench train demo --run $(RUN)
@@ -35,6 +35,12 @@ serve: $(VENV)/.installed       ## the dashboards
 
 docs: $(VENV)/.installed-dev    ## the pages of the API, docs/html/index.html
 	$(PY) -m docs
+
+rendered: $(VENV)/.installed    ## notebooks with their outputs, in rendered/: all, or NOTEBOOK=00; small, or SIZE=full
+	$(PY) docs/rendered.py $(NOTEBOOK) --size $(or $(SIZE),small)
+
+pictures: $(VENV)/.installed-dev    ## the README's pictures anew, in docs/pictures/ (minutes; needs a Chromium)
+	$(PY) docs/pictures.py
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -73,4 +79,4 @@ $(VENV)/.installed-cluster: $(VENV)/.installed-dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs docs/html
+	rm -rf $(VENV) runs docs/html rendered
