@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import html
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import panel as pn
 
@@ -26,3 +28,11 @@ def example(tell: Callable[[str], None]) -> tuple:
             model, session = driven(progress=progress)
             pn.state.cache["driven"] = model, str(session.save(cache_folder("examples") / f"{session.id}.h5"))
         return pn.state.cache["driven"]
+
+
+def excused(what: str, folder: Path, known: Sequence[str], asked: str | None) -> str:
+    """Why the example is shown, as HTML, where no run was asked for and none is there; "" otherwise."""
+    if known or asked not in (None, EXAMPLE):
+        return ""
+    return (f"There is no {what} in {html.escape(str(folder.resolve()))}: this is an example, a small network trained "
+            "here on a simulated recording.")

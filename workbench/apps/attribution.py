@@ -27,7 +27,7 @@ import param
 
 from workbench.apps._background import Background
 from workbench.apps._beside import Beside
-from workbench.apps._example import EXAMPLE, example
+from workbench.apps._example import EXAMPLE, example, excused
 from workbench.apps._of_a_run import page_of_a_run
 from workbench.apps._run_facts import opened_by
 from workbench.apps._worth import Bars, Curves, shares
@@ -308,10 +308,10 @@ def _held_out(session, how: dict) -> np.ndarray:
 
 def app() -> pn.viewable.Viewable:
     """The served page: the run that `?run=FOLDER` names, or a choice of the runs in `?folder=` (else in `runs`)."""
-    folder = Path(pn.state.session_args.get("folder", [b"runs"])[-1].decode())
+    asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
+    folder = Path(asked.get("folder", "runs"))
     known = opened_by("attribution", folder)
-    says = "" if known else (f"There is no trained model with conditions in {html.escape(str(folder.resolve()))}: this "
-                             "is an example, a small network trained here on a simulated recording.")
+    says = excused("trained model with conditions", folder, known, asked.get("run"))
     return page_of_a_run("Attribution", _build, [*known, EXAMPLE], STATE, ["modalities"], says)
 
 

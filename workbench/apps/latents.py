@@ -24,7 +24,7 @@ from workbench.analysis.labels import label_names, labels, stretches, told, tria
 from workbench.analysis.projection import Umap, pca
 from workbench.apps._background import Background
 from workbench.apps._chosen import Chosen
-from workbench.apps._example import EXAMPLE, example
+from workbench.apps._example import EXAMPLE, example, excused
 from workbench.apps._of_a_run import page_of_a_run
 from workbench.apps._run_facts import opened_by
 from workbench.apps._scatter import Scatter, believed, components
@@ -274,8 +274,7 @@ def app() -> pn.viewable.Viewable:
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     folder = Path(asked.get("folder", "runs"))
     known = opened_by("latents", folder)
-    says = "" if known else (f"There is no trained model that embeds in {html.escape(str(folder.resolve()))}: this is "
-                             "an example, a small network trained here on a simulated recording.")
+    says = excused("trained model that embeds", folder, known, asked.get("run"))
 
     def build(run: str, session: str | None, tell: Callable[[str], None], **wanted: str) -> Latents:
         said = lambda done, of: tell(f"Embedding: {done:,} of {of:,} windows")
