@@ -81,7 +81,7 @@ def paragraphs(text: str) -> Iterator[list[str]]:
 
 def first_sentence(docstring: str) -> Markup:
     said = re.split(r"(?<=\.)\s", " ".join(docstring.strip().partition("\n\n")[0].split()))[0]
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(said)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(said))))
 
 
 if __name__ == "__main__":
