@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from docs import drawing, rooms
 
 HERE = Path(__file__).resolve().parent
+HERE_AND_NOW = re.compile(rf"{re.escape(str(rooms.ROOT))}/| at 0x[0-9a-f]+")      # what the next build would not repeat
 COLUMNS = re.compile(r"\S+( \S+)* {2,}\S")                           # "bin_size  seconds of its bins"
 
 
@@ -50,7 +51,7 @@ def build(folder: Path, only: Collection[str] = ()) -> list[Path]:
     for name, text in pages.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace(f"{rooms.ROOT}/", ""), encoding="utf-8")
+        path.write_text(HERE_AND_NOW.sub("", text), encoding="utf-8")
     return sorted(folder / name for name in pages)
 
 
@@ -80,7 +81,7 @@ def paragraphs(text: str) -> Iterator[list[str]]:
 
 def first_sentence(docstring: str) -> Markup:
     said = re.split(r"(?<=\.)\s", " ".join(docstring.strip().partition("\n\n")[0].split()))[0]
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(said)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(said))))
 
 
 if __name__ == "__main__":

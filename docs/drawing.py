@@ -10,7 +10,7 @@ import html
 
 from docs.rooms import ROOMS, Import
 
-WIDTH, GAP, HEIGHT = 124, 14, 54                                        # of a box, between boxes, of a box
+WIDTH, GAP, HEIGHT = 136, 10, 54                                        # of a box, between boxes, of a box
 STEP, MARGIN = 26, 20                                                   # height of an arc for each room it spans
 STYLE = """
   .house { --ink: #1f2933; --box: #eef4fa; --edge: #0072b2; --with: #0072b2; --against: #b35900; }

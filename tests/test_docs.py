@@ -107,6 +107,13 @@ def test_public_names_are_on_the_page_of_their_room_and_on_their_own(pages):
         assert f"<code>workbench.{name}</code>" in pages["index.html"]
 
 
+def test_a_room_shows_arguments_and_first_sentences_as_they_are(pages):
+    plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", pages["models.html"] + pages["data.html"]))
+    assert "build (name: str, sessions: Sequence, **settings) · A new model for these sessions;" in plain
+    assert "register (model: type) -&gt; type · Know a SpikeModel of one&#39;s own under its name," in plain
+    assert "Session.between (start: float, stop: float) -&gt; " in plain
+
+
 def test_pages_ask_nobody_lead_somewhere_and_name_no_place_of_this_computer(pages):
     assert_kept(pages)
 

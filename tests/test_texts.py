@@ -18,7 +18,7 @@ from workbench.training.recipe import Recipe
 from workbench.training.sweep import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ("README.md", "CONTRIBUTING.md", "THIRD_PARTY.md")
+TEXTS = ("README.md", "CONTRIBUTING.md", "docs/results.md", "THIRD_PARTY.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 MAKE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -42,7 +42,7 @@ def blocks(name: str, language: str) -> list[str]:
 # Commands
 
 
-COMMANDS = [(name, words) for name in ("README.md", "CONTRIBUTING.md") for words in commands(text_of(name))]
+COMMANDS = [(name, words) for name in TEXTS for words in commands(text_of(name))]
 
 
 @pytest.mark.parametrize(("name", "words"), COMMANDS, ids=[f"{name}: {' '.join(words)}" for name, words in COMMANDS])
@@ -91,11 +91,11 @@ def test_a_wrong_command_is_noticed():
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_links_and_files_that_a_text_names_are_there(name):
-    text = text_of(name)
+    text, folder = text_of(name), (ROOT / name).parent
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         address = urlsplit(link)
         if not address.scheme and address.path:
-            assert (ROOT / unquote(address.path)).exists(), link
+            assert (folder / unquote(address.path)).exists(), link
         for path in parse_qs(address.query).get("urlpath", []):
             assert opens(path), link
     for path in re.findall(r"`(lab/tree/[^`]*|workbench/(?:\?[^`]*)?)`", text):
