@@ -136,7 +136,7 @@ def take(page, hub: str, picture: Picture) -> bytes:
     """A dashboard, once it is drawn, as a PNG."""
     page.set_viewport_size({"width": WIDTH, "height": picture.height})
     page.goto(hub + address(**picture.asks), timeout=120_000)
-    page.locator(f"text={picture.says}").first.wait_for(timeout=240_000)
+    page.locator(f"text={picture.says}").first.wait_for(timeout=420_000)
     page.wait_for_timeout(2500)                                         # plots are drawn after their texts
     picture.do(page)
     page.wait_for_timeout(1500)
