@@ -74,18 +74,30 @@ def lasso(page) -> None:
     page.locator("text=laid end to end").or_(page.locator("text=the raster shows")).first.wait_for()
 
 
+def folded(page) -> None:
+    """The table of scores closed, so that there is room for pictures."""
+    page.locator("text=Every score, with").click()
+
+
+def decoded(page) -> None:
+    """The decoder's traces, on time that it has not seen."""
+    page.get_by_role("button", name="Show decoded traces").click()
+    page.locator("text=which no training has seen").wait_for(timeout=420_000)
+    page.wait_for_timeout(1500)
+
+
 PICTURES = {
     "hub": Picture({}, "Recordings", 645),
     "raster": Picture({"app": "raster", "data": "reach-sim", "sort": "region", "color": "depth", "window": "100,115"},
                       "100.00 to 115.00 s", 1090),
     "masking": Picture({"app": "masking", "data": "reach-sim", "run": f"{RUNS}/masked", "mode": "neuron",
-                        "ratio": "0.4"}, "filled in by neurobridge", 1170),
+                        "ratio": "0.4"}, "filled in by neurobridge", 1080),
     "latents": Picture({"app": "latents", "run": f"{RUNS}/masked", "color": "hand_vel.speed"},
                        "told from the points", 1270, lasso),
-    "attribution": Picture({"app": "attribution", "run": "example", "region": "PLAN"},
-                           "Integrated gradients of the log-likelihood", 1150),
-    "gallery": Picture({"app": "gallery", "folder": "example"}, "page 1 of", 1300),
-    "runs": Picture({"app": "runs", "folder": RUNS}, "Open this checkpoint in", 1000),
+    "attribution": Picture({"app": "attribution", "run": "example", "folder": RUNS, "region": "PLAN"},
+                           "Integrated gradients of the log-likelihood", 845),
+    "gallery": Picture({"app": "gallery", "folder": RUNS}, "page 1 of", 1200, folded),
+    "runs": Picture({"app": "runs", "folder": RUNS}, "Open this checkpoint in", 1250, decoded),
 }
 
 
@@ -136,7 +148,7 @@ def take(page, hub: str, picture: Picture) -> bytes:
     """A dashboard, once it is drawn, as a PNG."""
     page.set_viewport_size({"width": WIDTH, "height": picture.height})
     page.goto(hub + address(**picture.asks), timeout=120_000)
-    page.locator(f"text={picture.says}").first.wait_for(timeout=240_000)
+    page.locator(f"text={picture.says}").first.wait_for(timeout=420_000)
     page.wait_for_timeout(2500)                                         # plots are drawn after their texts
     picture.do(page)
     page.wait_for_timeout(1500)

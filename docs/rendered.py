@@ -46,7 +46,7 @@ SMALL_OF = {"02_decode_movement": {"WORKBENCH_SECONDS": "120", "WORKBENCH_STEPS"
             "10_align": {"WORKBENCH_PICTURES": "130", "WORKBENCH_STEPS": "4"},
             "11_reconstruct": {"WORKBENCH_PICTURES": "130", "WORKBENCH_STEPS": "4", "WORKBENCH_TEST": "8",
                                "WORKBENCH_SEEDS": "0,1", "WORKBENCH_DENOISING": "4"},
-            "12_scale": {"WORKBENCH_SECONDS": "30", "WORKBENCH_STEPS": "4", "WORKBENCH_SEEDS": "1",
+            "12_scale": {"WORKBENCH_SECONDS": "40", "WORKBENCH_STEPS": "4", "WORKBENCH_SEEDS": "1",
                          "WORKBENCH_SHARES": "0.3,0.5,0.7,1"}}
 # The fewest steps at which a notebook's lesson holds, where it is asserted of so few; the slow tests run these.
 LESSON_OF = {"02_decode_movement": {"WORKBENCH_SECONDS": "600", "WORKBENCH_STEPS": "500"}}
