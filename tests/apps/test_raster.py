@@ -1,6 +1,9 @@
 """The raster dashboard: what it says about a view is true, what it draws are pixels, and a zoom changes them."""
 
+import html
+import re
 import time
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pandas as pd
@@ -9,10 +12,14 @@ import pytest
 from bokeh.models import ColorBar, Plot
 
 from tests.apps.browsing import colours, serving, wait_for
-from workbench import Series, Session
+from workbench import Series, Session, models
 from workbench.analysis.raster import CountPyramid
-from workbench.apps.raster import AXIS, SHADES, Raster
+from workbench.apps import _selection, _tokens
+from workbench.apps._beneath import PARTS
+from workbench.apps.raster import AXIS, SHADES, STATE, Raster
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.training.recipe import Recipe
+from workbench.windows import split
 
 
 def recording(spikes=20_000, n=12, seconds=100.0, **more):
@@ -51,7 +58,7 @@ def test_the_status_counts_the_seconds_that_were_observed():
 
 
 def test_the_population_is_not_drawn_where_nothing_was_observed():
-    curve = Raster(recording(intervals=[[0, 20], [80, 100]]))._population((0, 100), None).get(0)
+    curve = Raster(recording(intervals=[[0, 20], [80, 100]]))._beneath.population((0, 100), None).get(0)
     times, rates = curve.dimension_values(0), curve.dimension_values(1)
     assert np.isnan(rates[(times > 20.5) & (times < 79.5)]).all()
     assert (rates[(times < 19.5) | (times > 80.5)] > 5).all()
@@ -158,13 +165,187 @@ def test_simulated_is_said_wherever_the_raster_is_shown():
 def test_the_code_makes_the_same_view(monkeypatch):
     import workbench.catalog
     session = recording()
-    raster = Raster(session, recording="mine.nwb", sort="rate", color="snr", series=["hand_vel"], window=(3, 8.5))
-    monkeypatch.setattr(workbench.catalog, "open_recording", {"mine.nwb": session}.__getitem__)
-    *lines, last = raster.code().splitlines()
-    names = {}
-    exec("\n".join(lines), names)
-    again = eval(last, names)
-    assert all(getattr(again, p) == getattr(raster, p) for p in ("sort", "color", "series", "window", "status"))
+    chosen = {"tokens": "patches", "moments": "4:5,6:7.5", "chosen_units": "cell 3,cell 7"}
+    for more in ({}, chosen):
+        raster = Raster(session, recording="mine.nwb", sort="rate", color="snr", series=["hand_vel"], window=(3, 8.5),
+                        **more)
+        monkeypatch.setattr(workbench.catalog, "open_recording", {"mine.nwb": session}.__getitem__)
+        *lines, last = raster.code().splitlines()
+        names = {}
+        exec("\n".join(lines), names)
+        again = eval(last, names)
+        assert all(getattr(again, p) == getattr(raster, p) for p in (*STATE, "status"))
+
+
+# The split.
+
+
+def strip(raster: Raster, x_range) -> dict[str, np.ndarray]:
+    """Part → its boxes (from, until) as drawn."""
+    boxes = raster._beneath.split(x_range, None)
+    return {name: np.stack([box.dimension_values(0), box.dimension_values(2)], 1)
+            for name, box in zip(PARTS, boxes, strict=True)}
+
+
+def test_the_strip_shows_the_parts_of_the_default_split_and_leaves_gaps_empty():
+    session = recording(intervals=[[0, 20.6], [75, 100]])
+    drawn = strip(Raster(session), (0, 100))
+    for name, rows in split(session).items():
+        assert np.allclose(drawn[name], rows) and len(rows)
+    assert sum(np.diff(rows).sum() for rows in drawn.values()) == pytest.approx(45.6)
+    assert not any(((rows[:, 0] < 75) & (rows[:, 1] > 20.6)).any() for rows in drawn.values())
+
+
+def run_of(session, folder, **recipe):
+    """A folder that looks like a run's, with a recipe and no model."""
+    Recipe(**{"model": "gru", "data": "reach-sim", **recipe}).save(folder / "recipe.yaml")
+    return str(folder)
+
+
+def test_a_run_brings_its_own_split_and_time_of_no_part_stays_empty(tmp_path):
+    session = recording()
+    how = {"by": "trial", "test": 0.3, "valid": 0.2, "seed": 5}
+    raster = Raster(session, run=run_of(session, tmp_path, split=how))
+    drawn = strip(raster, (0, 100))
+    for name, rows in split(session, **how).items():
+        assert np.allclose(drawn[name], rows)
+    trials = 3.0 * len(session.trials)
+    assert sum(np.diff(rows).sum() for rows in drawn.values()) == pytest.approx(trials)
+    assert "by trial" in raster._split.object and f"{100 - trials:,.4g} s in no part" in raster._split.object
+    raster.run = ""
+    assert np.allclose(strip(raster, (0, 100))["train"], split(session)["train"])
+
+
+def test_a_split_that_cannot_be_is_told_and_the_rest_is_drawn(tmp_path):
+    session = recording(trials=pd.DataFrame({"start": [], "stop": []}))
+    raster = Raster(session, run=run_of(session, tmp_path, split={"by": "trial"}))
+    assert "no recording is left for the train part" in raster._split.object
+    assert "spikes in view" in raster.status and raster._beneath.strips([])[0].height == 84
+    with pytest.raises(WorkbenchError, match="there is no run"):
+        Raster(session, run="/nowhere")
+    raster.run = "/nowhere"
+    assert "there is no run" in raster._alerts[0].object
+
+
+# Tokens.
+
+
+def test_the_views_of_tokens_are_those_of_the_analysis():
+    from workbench.analysis.tokens import VIEWS
+    assert ("none", *VIEWS) == _tokens.CHOICES
+    with pytest.raises(UnknownName, match="patches"):
+        Raster(recording(), tokens="patch")
+    with pytest.raises(UnknownName, match="model"):
+        Raster(recording(), tokens="model")
+
+
+def test_the_lines_drawn_are_the_edges_of_bins_that_hold_the_spikes_in_view():
+    session = recording()
+    raster = Raster(session, tokens="bins", window=(10.003, 12.501))
+    found = raster._layers.at("bins", 10.003, 12.501, raster._order)
+    edges, tokens = found._parts(12)["edges"], found.tokens
+    assert edges[0] == pytest.approx(10.0) and edges[-1] == pytest.approx(12.52) and len(edges) == 127
+    assert (np.histogram(session.spike_times, edges)[0] == tokens.counts[:, 0]).all()
+    assert "126 tokens</b> in view · a token holds the counts of all units in 20 ms" in raster.status
+
+
+def test_patches_are_drawn_where_their_units_are_sorted_to():
+    session = recording()
+    raster = Raster(session, tokens="patches", sort="depth", window=(10, 11))
+    parts = raster._layers.at("patches", 10, 11, raster._order)._parts(12)
+    tint_of = {row: tint for _, first, _, last, tint in parts["boxes"] for row in range(int(first + 0.5),
+                                                                                      int(last + 0.5))}
+    assert [tint_of[row] for row in range(12)] == [_tokens.TINTS[unit // 8] for unit in raster._order]
+    assert "rows of one colour are one patch" in raster.status
+    raster.sort = "table order"
+    assert "rows of one colour" not in raster.status
+    assert len(raster._layers.at("patches", 10, 11, raster._order)._parts(12)["boxes"]) == 2
+
+
+@pytest.mark.parametrize("view", ["spikes", "events"])
+def test_single_spikes_are_marked_where_they_are(view):
+    session = recording()
+    raster = Raster(session, tokens=view, window=(10, 11))
+    times, rows = raster._layers.at(view, 10, 11, raster._order)._parts(12)["marks"]
+    inside = (session.spike_times >= 10) & (session.spike_times < 11)
+    assert np.allclose(times, session.spike_times[inside], atol=1e-5)
+    assert (raster._order[rows] == session.spike_units[inside]).all()
+    assert f"{inside.sum():,} tokens</b> in view" in raster.status
+
+
+def test_tokens_too_many_to_tell_apart_are_not_drawn_and_it_says_how_far_to_zoom_in():
+    raster = Raster(recording(), tokens="bins")
+    drawn(raster)
+    assert "zoom in to 4 s to see tokens" in raster.status
+    assert not any(element.dimension_values(0).size for element in raster._token_layer((0, 100), None, "bins"))
+    assert "zoom in" not in Raster(recording(), tokens="bins", window=(10, 14)).status
+
+
+def test_the_tokens_of_a_model_are_those_it_reads(tmp_path):
+    session = recording()
+    how = dict(patch=4, dim=32, depth=1, decoder_depth=1, heads=2, inner=32, bin_size=0.05, window=0.5)
+    models.build("ndt2", [session], **how).save_pretrained(tmp_path / "ndt2")
+    raster = Raster(session, run=tmp_path / "ndt2", tokens="model", window=(10, 12))
+    assert "NDT2 reads windows of 0.5 s" in raster.status
+    assert "4 neighbouring units of the table in 50 ms" in raster.status
+    parts = raster._layers.at("model", 10, 12, raster._order)._parts(12)
+    assert np.allclose(parts["windows"], [10, 10.5, 11, 11.5, 12]) and len(parts["edges"]) == 41
+    models.build("poyo", [session], target="hand_vel", dim=32, depth=1, latents=2).save_pretrained(tmp_path / "poyo")
+    raster.run = str(tmp_path / "poyo")
+    assert "POYO reads windows of 1 s, in steps of 125 ms" in raster.status and "one spike" in raster.status
+    assert np.allclose(np.diff(raster._layers.at("model", 10, 12, raster._order)._parts(12)["steps"]), 0.125)
+    raster.run = run_of(session, tmp_path)                              # which has no model yet
+    assert raster.tokens == "none" and "no final weights yet" in raster._alerts[0].object
+
+
+# What is chosen.
+
+
+def test_the_window_opens_on_the_first_chosen_moment_and_shows_it_well():
+    raster = Raster(recording(), moments="40:41,80:81", chosen_units="cell 5")
+    assert raster.window == (39, 42) and "2 chosen moments, 2 s; 1 chosen unit" in raster.status
+    assert Raster(recording(), moments="40:41", window=(0, 10)).window == (0, 10)
+    assert Raster(recording(), moments="0:0.1").window == (0, 2)
+    with pytest.raises(WorkbenchError, match="none of the chosen moments"):
+        Raster(recording(), moments="400:410")
+    with pytest.raises(WorkbenchError, match="write seconds"):
+        Raster(recording(), moments="soon")
+    with pytest.raises(UnknownName, match="cell 5"):
+        Raster(recording(), chosen_units="cell 55")
+
+
+def test_chosen_moments_are_bands_and_other_units_are_pale():
+    raster = Raster(recording(), sort="rate", moments="40:41,80:81", chosen_units="cell 5")
+    pale, chosen, bands = raster._bands((0, 100), None, "", "")
+    at = int(np.flatnonzero(raster._order == 5)[0])
+    assert np.allclose(bands.array(), [[40, 41], [80, 81]])
+    assert np.allclose(chosen.array(), [[at - 0.5, at + 0.5]])
+    covered = sum(last - first for first, last in pale.array())
+    assert covered == 11 and not any(first < at < last for first, last in pale.array())
+    raster.param.update(moments="", chosen_units="")
+    assert not any(map(len, raster._bands((0, 100), None, "", ""))) and "chosen" not in raster.status
+
+
+def test_a_box_chooses_moments_and_units_and_one_over_all_rows_no_units():
+    raster = Raster(recording(), sort="rate")
+    raster._boxed((20.5, 4.4, 30.25, 1.6))
+    assert raster.moments == "20.500:30.250" and (
+        set(raster.chosen_units.split(",")) == {f"cell {unit}" for unit in raster._order[2:5]})
+    assert "1 chosen moment, 9.75 s; 3 chosen units" in raster.status
+    raster._boxed((-5, -0.5, 30, 11.5))
+    assert raster.moments == "0:30" and raster.chosen_units == ""
+
+
+def test_links_are_shown_where_the_hub_serves_the_page_and_carry_what_is_chosen(monkeypatch):
+    what = ("my file.nwb", "1:2", "a b,c", "runs/mtm")
+    assert _selection.links(*what) == ""
+    monkeypatch.setattr(pn.state.__class__, "session_args", property(lambda self: {"app": [b"raster"]}))
+    for app in ("latents", "attribution", "gallery", "masking"):
+        found = re.search(rf'href="\?(app={app}[^"]*)"', _selection.links(*what))[1]
+        query = dict(parse_qsl(html.unescape(found)))
+        assert query["data"] == "my file.nwb" and query["run"] == "runs/mtm"
+        assert query["moments"] == "1:2" and query["chosen_units"] == "a b,c"
+    assert _selection.links("x", "", "", "runs/mtm") == ""
 
 
 def test_zoom_redraws_ten_million_spikes_at_once():

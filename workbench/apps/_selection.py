@@ -1,0 +1,81 @@
+"""What is chosen, on the raster: bands of moments, rows of units, a box that chooses both, and links to where it shows.
+
+    "12.3:12.9" and "a3,b7" (workbench.selection) → `bands` → a layer over the raster; a box → `of_a_box` → texts
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import holoviews as hv
+import numpy as np
+import panel as pn
+
+from workbench.display import address
+from workbench.selection import written, written_units
+from workbench.session import Session
+
+BAND, EDGE = "#f0e442", "#8a7d00"                                       # a marker's yellow, which no unit has
+DASHBOARDS = {"latents": ("session",), "attribution": ("session",), "gallery": (), "masking": ()}     # and `data`
+MOST = 500                                                              # bands in view
+
+
+def bands(moments: np.ndarray, start: float, stop: float, units: np.ndarray, order: np.ndarray) -> hv.Overlay:
+    """Chosen moments [n, 2] s as translucent bands, and every row but those of the chosen units pale.
+
+    units: rows of the unit table; order [N]: those from the first row of the raster to the last.
+    """
+    seen = moments[(moments[:, 1] > start) & (moments[:, 0] < stop)][:MOST]
+    pale = np.isin(order, units, invert=True) if len(units) else np.zeros(len(order), bool)
+    return hv.Overlay([
+        hv.HSpans(_runs(pale)).opts(color="#ffffff", alpha=0.72, line_alpha=0),
+        hv.HSpans(_runs(~pale) if len(units) else np.empty((0, 2))).opts(color=BAND, alpha=0.22, line_alpha=0),
+        hv.VSpans(seen).opts(color=BAND, fill_alpha=0.3, line_color=EDGE, line_alpha=0.9, line_width=1)])
+
+
+def _runs(rows: np.ndarray) -> np.ndarray:
+    """The edges [n, 2] of neighbouring rows that are true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], rows, [False]]).astype(int)))
+    return edges.reshape(-1, 2) - 0.5
+
+
+def of_a_box(session: Session, box: Sequence[float], whole: tuple[float, float], order: np.ndarray) -> dict[str, str]:
+    """The texts `moments` and `chosen_units` of a box (left, bottom, right, top): seconds and rows of the raster.
+
+    A box over all rows chooses no units, for all of them are meant.
+    """
+    left, right = (float(np.clip(t, *whole)) for t in sorted((box[0], box[2])))
+    first, last = (np.clip(np.round(row), 0, len(order) - 1).astype(int) for row in sorted((box[1], box[3])))
+    if not len(order) or right - left < 0.001:                          # to the millisecond that an address holds
+        return {}
+    rows = order[first:last + 1]
+    return {"moments": written(np.array([[left, right]])),
+            "chosen_units": written_units(session, np.sort(rows)) if len(rows) < len(order) else ""}
+
+
+def around(moments: np.ndarray, whole: tuple[float, float]) -> tuple[float, float]:
+    """A window that shows the first moment well: three times as long, 2 s at least."""
+    (start, stop), middle = moments[0], moments[0].mean()
+    half = max(1.5 * (stop - start), 1.0)
+    first = max(min(middle - half, whole[1] - 2 * half), whole[0])
+    return first, min(first + 2 * half, whole[1])
+
+
+def told(moments: np.ndarray, units: np.ndarray) -> str:
+    """What is chosen, in words."""
+    said = [f"{len(moments):,} chosen moment{'s' * (len(moments) != 1)}, {np.diff(moments).sum():,.4g} s"] * bool(
+        len(moments))
+    return "; ".join([*said, *[f"{len(units):,} chosen unit{'s' * (len(units) != 1)}"] * bool(len(units))])
+
+
+def links(recording: str, moments: str, chosen_units: str, run: str) -> str:
+    """Where else it can be seen, as HTML: for pages of the hub, since a cell has no address."""
+    if not (moments or chosen_units) or "app" not in (pn.state.session_args or {}):
+        return ""
+    query = {"data": recording, "run": run, "moments": moments, "chosen_units": chosen_units}
+    each = []
+    for app, also in DASHBOARDS.items():
+        said = {key: text for key, text in (query | dict.fromkeys(also, recording)).items() if text}
+        each.append(f'<a style="color:#0072b2" href="{html.escape(address(app=app, **said))}">{app.capitalize()}</a>')
+    return f"Show what is chosen in: {' · '.join(each)}"
