@@ -3,18 +3,19 @@
 import html
 import re
 import time
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlparse
 
 import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
+from bokeh.events import SelectionGeometry
 from bokeh.models import ColorBar, Plot
 
 from tests.apps.browsing import colours, serving, wait_for
 from workbench import Series, Session, models
 from workbench.analysis.raster import CountPyramid
-from workbench.apps import _selection, _tokens
+from workbench.apps import _marks, _selection, _tokens
 from workbench.apps._beneath import PARTS
 from workbench.apps.raster import AXIS, SHADES, STATE, Raster
 from workbench.errors import UnknownName, WorkbenchError
@@ -182,9 +183,8 @@ def test_the_code_makes_the_same_view(monkeypatch):
 
 def strip(raster: Raster, x_range) -> dict[str, np.ndarray]:
     """Part → its boxes (from, until) as drawn."""
-    boxes = raster._beneath.split(x_range, None)
-    return {name: np.stack([box.dimension_values(0), box.dimension_values(2)], 1)
-            for name, box in zip(PARTS, boxes, strict=True)}
+    boxes = next(iter(raster._beneath.split(x_range, None))).dframe()
+    return {name: boxes.loc[boxes["part"] == name, ["time", "until"]].to_numpy() for name in PARTS}
 
 
 def test_the_strip_shows_the_parts_of_the_default_split_and_leaves_gaps_empty():
@@ -230,6 +230,12 @@ def test_a_split_that_cannot_be_is_told_and_the_rest_is_drawn(tmp_path):
 # Tokens.
 
 
+def lines(layer, color: str) -> np.ndarray:
+    """The times of the lines of that colour, which go from top to bottom."""
+    assert all(line[0] == line[2] and line[1] == -0.5 and line[3] == 11.5 for line in layer.draw(12).lines)
+    return np.array([line[0] for line in layer.draw(12).lines if line[4] == color])
+
+
 def test_the_views_of_tokens_are_those_of_the_analysis():
     from workbench.analysis.tokens import VIEWS
     assert ("none", *VIEWS) == _tokens.CHOICES
@@ -243,7 +249,7 @@ def test_the_lines_drawn_are_the_edges_of_bins_that_hold_the_spikes_in_view():
     session = recording()
     raster = Raster(session, tokens="bins", window=(10.003, 12.501))
     found = raster._layers.at("bins", 10.003, 12.501, raster._order)
-    edges, tokens = found._parts(12)["edges"], found.tokens
+    edges, tokens = lines(found, _tokens.LINE), found.tokens
     assert edges[0] == pytest.approx(10.0) and edges[-1] == pytest.approx(12.52) and len(edges) == 127
     assert (np.histogram(session.spike_times, edges)[0] == tokens.counts[:, 0]).all()
     assert "126 tokens</b> in view · a token holds the counts of all units in 20 ms" in raster.status
@@ -252,21 +258,21 @@ def test_the_lines_drawn_are_the_edges_of_bins_that_hold_the_spikes_in_view():
 def test_patches_are_drawn_where_their_units_are_sorted_to():
     session = recording()
     raster = Raster(session, tokens="patches", sort="depth", window=(10, 11))
-    parts = raster._layers.at("patches", 10, 11, raster._order)._parts(12)
-    tint_of = {row: tint for _, first, _, last, tint in parts["boxes"] for row in range(int(first + 0.5),
-                                                                                      int(last + 0.5))}
+    boxes = raster._layers.at("patches", 10, 11, raster._order).draw(12).under
+    tint_of = {row: tint[:7] for _, first, _, last, tint, _ in boxes
+               for row in range(int(first + 0.5), int(last + 0.5))}
     assert [tint_of[row] for row in range(12)] == [_tokens.TINTS[unit // 8] for unit in raster._order]
-    assert "rows of one colour are one patch" in raster.status
+    assert "those of one colour are one patch" in raster.status
     raster.sort = "table order"
-    assert "rows of one colour" not in raster.status
-    assert len(raster._layers.at("patches", 10, 11, raster._order)._parts(12)["boxes"]) == 2
+    assert "of one colour" not in raster.status
+    assert len(raster._layers.at("patches", 10, 11, raster._order).draw(12).under) == 2
 
 
 @pytest.mark.parametrize("view", ["spikes", "events"])
 def test_single_spikes_are_marked_where_they_are(view):
     session = recording()
     raster = Raster(session, tokens=view, window=(10, 11))
-    times, rows = raster._layers.at(view, 10, 11, raster._order)._parts(12)["marks"]
+    times, rows = raster._marks(10, 11, 12).points
     inside = (session.spike_times >= 10) & (session.spike_times < 11)
     assert np.allclose(times, session.spike_times[inside], atol=1e-5)
     assert (raster._order[rows] == session.spike_units[inside]).all()
@@ -277,7 +283,7 @@ def test_tokens_too_many_to_tell_apart_are_not_drawn_and_it_says_how_far_to_zoom
     raster = Raster(recording(), tokens="bins")
     drawn(raster)
     assert "zoom in to 4 s to see tokens" in raster.status
-    assert not any(element.dimension_values(0).size for element in raster._token_layer((0, 100), None, "bins"))
+    assert raster._layers.at("bins", 0, 100, raster._order).draw(12) == _marks.Drawn()
     assert "zoom in" not in Raster(recording(), tokens="bins", window=(10, 14)).status
 
 
@@ -288,12 +294,13 @@ def test_the_tokens_of_a_model_are_those_it_reads(tmp_path):
     raster = Raster(session, run=tmp_path / "ndt2", tokens="model", window=(10, 12))
     assert "NDT2 reads windows of 0.5 s" in raster.status
     assert "4 neighbouring units of the table in 50 ms" in raster.status
-    parts = raster._layers.at("model", 10, 12, raster._order)._parts(12)
-    assert np.allclose(parts["windows"], [10, 10.5, 11, 11.5, 12]) and len(parts["edges"]) == 41
+    found = raster._layers.at("model", 10, 12, raster._order)
+    assert np.allclose(lines(found, "#000000"), [10, 10.5, 11, 11.5, 12]) and len(lines(found, _tokens.LINE)) == 41
     models.build("poyo", [session], target="hand_vel", dim=32, depth=1, latents=2).save_pretrained(tmp_path / "poyo")
     raster.run = str(tmp_path / "poyo")
     assert "POYO reads windows of 1 s, in steps of 125 ms" in raster.status and "one spike" in raster.status
-    assert np.allclose(np.diff(raster._layers.at("model", 10, 12, raster._order)._parts(12)["steps"]), 0.125)
+    found = raster._layers.at("model", 10, 12, raster._order)
+    assert np.allclose(lines(found, _tokens.STEP), np.arange(10, 12.1, 0.125))
     raster.run = run_of(session, tmp_path)                              # which has no model yet
     assert raster.tokens == "none" and "no final weights yet" in raster._alerts[0].object
 
@@ -316,23 +323,28 @@ def test_the_window_opens_on_the_first_chosen_moment_and_shows_it_well():
 
 def test_chosen_moments_are_bands_and_other_units_are_pale():
     raster = Raster(recording(), sort="rate", moments="40:41,80:81", chosen_units="cell 5")
-    pale, chosen, bands = raster._bands((0, 100), None, "", "")
-    at = int(np.flatnonzero(raster._order == 5)[0])
-    assert np.allclose(bands.array(), [[40, 41], [80, 81]])
-    assert np.allclose(chosen.array(), [[at - 0.5, at + 0.5]])
-    covered = sum(last - first for first, last in pale.array())
-    assert covered == 11 and not any(first < at < last for first, last in pale.array())
+    shown, at = raster._marks(0, 100, 12), int(np.flatnonzero(raster._order == 5)[0])
+    assert np.allclose([box[:4:2] for box in shown.under if box[5] == _selection.EDGE], [[40, 41], [80, 81]])
+    pale = np.array([box[1:4:2] for box in shown.over if box[4] == _selection.PALE])
+    assert np.diff(pale).sum() == 11 and not ((pale[:, 0] < at) & (pale[:, 1] > at)).any()
     raster.param.update(moments="", chosen_units="")
-    assert not any(map(len, raster._bands((0, 100), None, "", ""))) and "chosen" not in raster.status
+    shown = raster._marks(0, 100, 12)
+    assert not shown.under and not shown.over and "chosen" not in raster.status
 
 
 def test_a_box_chooses_moments_and_units_and_one_over_all_rows_no_units():
+    def drag(*corners, final=True):
+        raster._boxed(SelectionGeometry(None, {"type": "rect", **dict(zip(("x0", "y0", "x1", "y1"), corners,
+                                                                         strict=True))}, final))
+
     raster = Raster(recording(), sort="rate")
-    raster._boxed((20.5, 4.4, 30.25, 1.6))
+    drag(20.5, 4.4, 30.25, 1.6, final=False)
+    assert not raster.moments
+    drag(20.5, 4.4, 30.25, 1.6)
     assert raster.moments == "20.500:30.250" and (
         set(raster.chosen_units.split(",")) == {f"cell {unit}" for unit in raster._order[2:5]})
     assert "1 chosen moment, 9.75 s; 3 chosen units" in raster.status
-    raster._boxed((-5, -0.5, 30, 11.5))
+    drag(-5, -0.5, 30, 11.5)
     assert raster.moments == "0:30" and raster.chosen_units == ""
 
 
@@ -354,6 +366,12 @@ def test_zoom_redraws_ten_million_spikes_at_once():
         begun = time.perf_counter()
         raster._image(window, None, 1200, 500, 1.0)
         assert time.perf_counter() - begun < 1                          # 0.05 s on an idle core
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A file that is drawn in no time."""
+    return recording(3_000, 6, 200.0, series={}).save(tmp_path_factory.mktemp("small") / "small.h5")
 
 
 @pytest.fixture(scope="module")
@@ -410,3 +428,53 @@ def test_a_zoom_out_never_leaves_the_recording(page):
             page.mouse.wheel(0, turn)
         page.wait_for_timeout(2500)
         assert "0.00 to 300.00 s" in made[-1].status and made[-1].window is None
+
+
+def test_a_person_zooms_in_sees_the_tokens_draws_a_box_and_follows_a_link(hub, page, small):
+    page.goto(f"{hub}/apps?app=raster&data={small}")
+    canvas = page.locator(".bk-Figure").first
+    canvas.wait_for()
+    page.locator("text=spikes in view").wait_for()
+    page.wait_for_timeout(500)
+    box = canvas.bounding_box()
+    at = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])
+    page.mouse.move(*at(0.5, 0.6))
+    page.get_by_label("Tokens").select_option("bins")
+    page.locator("text=zoom in to 4 s to see tokens").wait_for()
+    while page.locator("text=to see tokens").count():                   # ever closer, until they can be told apart
+        page.mouse.move(*at(0.5, 0.6))
+        page.mouse.wheel(0, -240)
+        page.wait_for_timeout(1000)
+    page.locator("text=a token holds the counts of all units in 20 ms").wait_for()
+    grey = lambda: (colours(canvas.screenshot()).max(axis=2) < 240).mean()
+    lined = wait_for(lambda: (found := grey()) > 0.06 and found)        # lines from top to bottom, one a bin
+    page.get_by_label("Tokens").select_option("none")
+    page.locator("text=a token holds").wait_for(state="detached")
+    wait_for(lambda: grey() < lined / 2)
+
+    yellow = lambda: ((shot := colours(canvas.screenshot()))[..., :2].min(axis=2) - shot[..., 2] > 40).mean()
+    assert yellow() < 0.01
+    page.locator("[title*='Choose moments and units']").first.click()
+    page.mouse.move(*at(0.3, 0.5))
+    page.mouse.down()
+    for x, y in ((0.45, 0.6), (0.6, 0.7)):
+        page.mouse.move(*at(x, y), steps=5)
+    page.mouse.up()
+    page.locator("text=/1 chosen moment, .* s; \\d chosen unit/").wait_for()
+    wait_for(lambda: yellow() > 0.05)
+    moments, units = (dict(parse_qsl(urlparse(page.url).query)).get(key) for key in ("moments", "chosen_units"))
+    start, stop = (float(t) for t in moments.split(":"))
+    assert 0 <= start < stop <= 200 and 1 <= len(units.split(",")) < 6
+
+    link = page.get_by_role("link", name="Masking")
+    assert dict(parse_qsl(urlparse(link.get_attribute("href")).query)) == {
+        "app": "masking", "data": str(small), "moments": moments, "chosen_units": units}
+    page.get_by_role("button", name="Clear").click()
+    link.wait_for(state="hidden")
+    wait_for(lambda: yellow() < 0.01)
+    wait_for(lambda: "moments=&" in page.url)
+    page.goto(f"{hub}/apps?app=raster&data={small}&moments={moments}&chosen_units={units}")
+    page.locator("text=/1 chosen moment, .* s; \\d chosen unit/").wait_for()
+    page.get_by_role("link", name="Masking").click()
+    page.locator("text=Share hidden by region").first.wait_for()
+    assert "app=masking" in page.url

@@ -14,6 +14,7 @@ from workbench.analysis.raster import envelope, population_rate, resample
 from workbench.colors import CATEGORIES, swatch
 from workbench.errors import BadRecording
 from workbench.session import Session
+from workbench.splits import split
 
 PARTS = {"train": "#56b4e9", "valid": "#e69f00", "test": "#332288"}     # light, warm, dark: for any eye
 MOST = 2000                                                             # boxes in view: beyond, thinner than a pixel
@@ -22,13 +23,15 @@ MOST = 2000                                                             # boxes 
 class Strip(NamedTuple):
     """One plot: how it is drawn from (x_range, y_range), its height in pixels, and options of its own.
 
-    fit: whether its y axis follows what is in view.
+    fit: whether its y axis follows what is in view. moves: whether it is drawn anew when the view does, as it must be
+    where there is too much to draw it whole.
     """
 
     draw: Callable
     height: int
     options: dict
     fit: bool = False
+    moves: bool = True
 
 
 class Beneath:
@@ -41,11 +44,13 @@ class Beneath:
         """Top first; what the session does not have is left out."""
         found = []
         if any(map(len, self.parts.values())):
-            found.append(Strip(self.split, 26, {"yticks": [(0.5, "split")]}))
+            several = sum(map(len, self.parts.values())) > MOST
+            found.append(Strip(self.split, 26, {"yticks": [(0.5, "split")]}, moves=several))
         if len(self.session.spike_times):
             found.append(Strip(self.population, 84, {"yticks": 3}, fit=True))
         if len(self.session.trials):
-            found.append(Strip(self.trials, 34, {"yticks": [(0.5, "trials")]}))
+            several = len(self.session.trials) > MOST
+            found.append(Strip(self.trials, 34, {"yticks": [(0.5, "trials")]}, moves=several))
         for name in series:
             columns = self.session.series[name].values.shape[1]
             wide = columns > len(CATEGORIES)
@@ -62,9 +67,9 @@ class Beneath:
             rows = self.parts.get(name, np.empty((0, 2)))
             rows = rows[(rows[:, 1] > start) & (rows[:, 0] < stop)]
             rows = rows[::max(-(-len(rows) // MOST), 1)]
-            boxes.append(hv.Rectangles([(a, 0, b, 1, name) for a, b in rows], ["time", "low", "until", "high"],
-                                       "part").opts(color=color, line_alpha=0, tools=["hover"], ylabel=""))
-        return hv.Overlay(boxes)
+            boxes += [(a, 0, b, 1, name, color) for a, b in rows]
+        return hv.Overlay([hv.Rectangles(boxes, ["time", "low", "until", "high"], ["part", "color"]).opts(
+            color="color", line_alpha=0, tools=["hover"], hover_tooltips=["time", "until", "part"], ylabel="")])
 
     def population(self, x_range, y_range) -> hv.Overlay:
         start, stop = self.span(x_range)
@@ -116,10 +121,8 @@ class Beneath:
 
 
 def parts_of(session: Session, how: Mapping) -> tuple[dict[str, np.ndarray], str]:
-    """The parts of `workbench.windows.split(session, **how)`, and a legend as HTML, which says why where there are
+    """The parts of `split(session, **how)`, and a legend as HTML, which says why where there are
     none."""
-    from workbench.windows import split  # torch, which the hub should not wait for
-
     label = f'<span style="opacity:.7">{"split of the run" if how else "default split"}, by {how.get("by", "time")}'
     try:
         parts = split(session, **how)

@@ -8,30 +8,32 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-import holoviews as hv
 import numpy as np
 import panel as pn
 
+from workbench.apps._marks import Drawn
 from workbench.display import address
 from workbench.selection import written, written_units
 from workbench.session import Session
 
 BAND, EDGE = "#f0e442", "#8a7d00"                                       # a marker's yellow, which no unit has
+PALE, CLEAR = "#ffffffa8", "#ffffff00"
 DASHBOARDS = {"latents": ("session",), "attribution": ("session",), "gallery": (), "masking": ()}     # and `data`
 MOST = 500                                                              # bands in view
 
 
-def bands(moments: np.ndarray, start: float, stop: float, units: np.ndarray, order: np.ndarray) -> hv.Overlay:
-    """Chosen moments [n, 2] s as translucent bands, and every row but those of the chosen units pale.
+def bands(moments: np.ndarray, start: float, stop: float, units: np.ndarray, order: np.ndarray) -> Drawn:
+    """Chosen moments [n, 2] s as bands under the spikes, and every row but those of the chosen units pale.
 
     units: rows of the unit table; order [N]: those from the first row of the raster to the last.
     """
     seen = moments[(moments[:, 1] > start) & (moments[:, 0] < stop)][:MOST]
-    pale = np.isin(order, units, invert=True) if len(units) else np.zeros(len(order), bool)
-    return hv.Overlay([
-        hv.HSpans(_runs(pale)).opts(color="#ffffff", alpha=0.72, line_alpha=0),
-        hv.HSpans(_runs(~pale) if len(units) else np.empty((0, 2))).opts(color=BAND, alpha=0.22, line_alpha=0),
-        hv.VSpans(seen).opts(color=BAND, fill_alpha=0.3, line_color=EDGE, line_alpha=0.9, line_width=1)])
+    under, over = [(a, -0.5, b, len(order) - 0.5, f"{BAND}66", EDGE) for a, b in seen], []
+    if len(units):
+        chosen = np.isin(order, units)
+        under += [(start, a, stop, b, f"{BAND}66", CLEAR) for a, b in _runs(chosen)]
+        over = [(start, a, stop, b, PALE, CLEAR) for a, b in _runs(~chosen)]
+    return Drawn(under, over)
 
 
 def _runs(rows: np.ndarray) -> np.ndarray:

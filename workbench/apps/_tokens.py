@@ -9,9 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import holoviews as hv
 import numpy as np
 
+from workbench.apps._marks import Drawn
+from workbench.colors import CATEGORIES
 from workbench.errors import WorkbenchError
 from workbench.session import Session
 from workbench.training.run import Run
@@ -23,8 +24,8 @@ CHOICES = ("none", "bins", "patches", "spikes", "neurons", "events")
 COLUMNS = 200                                                           # columns of tokens that can be told apart
 SPIKES = {"spikes": 4000, "events": 400}                                # marks that can be; a line joins events
 EDGES = 400                                                             # of windows and of steps
-TINTS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"]                    # of neighbouring patches
-LINE, MARK = "#00000060", "#000000b0"
+TINTS = CATEGORIES[:6]                                                  # of patches, in turn
+LINE, STEP = "#00000060", "#882255c0"
 
 
 class Layers:
@@ -106,7 +107,9 @@ class Layer:
             told.append(f"<b>{len(self.tokens):,} tokens</b> in view")
         told.append(f"a token holds {reading.holds}")
         if self.tokens is not None and self._scattered():
-            told.append("patches go by the order of the unit table: rows of one colour are one patch")
+            several = int(self.tokens.rows.max()) >= len(TINTS)
+            told.append("patches go by the order of the unit table, not of the rows: those of one colour are "
+                        + (f"every {len(TINTS)}th patch" if several else "one patch"))
         return " · ".join(told)
 
     def _scattered(self) -> bool:
@@ -118,52 +121,40 @@ class Layer:
         cuts = [0, *(np.flatnonzero(np.diff(patch)) + 1).tolist(), len(patch)] if len(patch) else []
         return [(a, b, int(patch[a])) for a, b in pairwise(cuts)]
 
-    def draw(self, rows: float) -> hv.Overlay:
+    def draw(self, rows: float) -> Drawn:
         """rows: of the raster that are in view."""
-        return _overlay(**self._parts(rows) if self.tokens is not None else {})
+        if self.tokens is None:
+            return Drawn()
+        (start, stop), n, tokens = self.view, len(self.order), self.tokens
+        lines = [(t, -0.5, t, n - 0.5, color, width) for times, color, width in (
+            (np.union1d(tokens.starts.round(9), tokens.stops.round(9)), LINE, 0.8),
+            (self._edges(self.reading.chunk), STEP, 1.2), (self._edges(self.reading.window), "#000000", 2.0))
+            for t in times]
+        if self.reading.view == "neurons" and rows <= 100:              # else lines would hide the spikes
+            lines += [(start, row - 0.5, stop, row - 0.5, LINE, 0.7) for row in range(n + 1)]
+        points = tokens.times, np.argsort(self.order)[tokens.units]
+        return Drawn(under=self._patches(rows), lines=lines, points=points, path=self.reading.view == "events")
 
-    def _parts(self, rows: float) -> dict:
+    def _patches(self, rows: float) -> list[tuple]:
+        """Every run of rows that are in one patch, in its colour; lines between them, where they leave room."""
         from workbench.analysis.tokens import pieces
 
-        tokens, view, n = self.tokens, self.reading.view, len(self.order)
-        row = np.argsort(self.order)
-        drawn = {"marks": (tokens.times, row[tokens.units])}
-        if view == "events":
-            drawn["path"] = drawn["marks"]
-        if self.reading.step:
-            drawn["edges"] = np.union1d(tokens.starts.round(9), tokens.stops.round(9))
-        stretches = pieces(self.session.intervals, *self.view, self.reading.step)
-        if view == "patches":
-            drawn["boxes"] = [(a, first - 0.5, b, last - 0.5, TINTS[patch % len(TINTS)])
-                              for a, b in stretches for first, last, patch in self._runs()]
-        if view == "neurons" and rows <= 100:                           # else lines would hide the spikes
-            drawn["rows"] = np.arange(n + 1) - 0.5
-        for name, step in (("windows", self.reading.window), ("steps", self.reading.chunk)):
-            if step and (self.view[1] - self.view[0]) / step <= EDGES:
-                drawn[name] = np.concatenate([np.empty(0), *(
-                    np.arange(round((b - a) / step) + 1) * step + a
-                    for a, b in pieces(self.session.intervals, *self.view, step))])
-        return drawn
+        if self.reading.view != "patches":
+            return []
+        runs = self._runs()
+        line = LINE if not self._scattered() or (rows <= 100 and len(runs) <= 60) else "#ffffff00"
+        times = pieces(self.session.intervals, *self.view, self.reading.step)
+        return [(a, first - 0.5, b, last - 0.5, f"{TINTS[patch % len(TINTS)]}33", line)
+                for a, b in times for first, last, patch in runs]
 
+    def _edges(self, step: float) -> np.ndarray:
+        """Of windows or steps of `step` s side by side; none where there are too many."""
+        from workbench.analysis.tokens import pieces
 
-def nothing() -> hv.Overlay:
-    """No tokens."""
-    return _overlay()
-
-
-def _overlay(boxes=(), edges=(), rows=(), steps=(), windows=(), path=None, marks=None) -> hv.Overlay:
-    """The same elements whatever there is, for HoloViews keeps those of the first drawing."""
-    empty = np.empty(0), np.empty(0)
-    return hv.Overlay([
-        hv.Rectangles(list(boxes), ["time", "low", "until", "high"], "tint").opts(
-            color="tint", fill_alpha=0.16, line_color=LINE, line_width=0.7),
-        hv.VLines(list(edges)).opts(color=LINE, line_width=0.7),
-        hv.HLines(list(rows)).opts(color=LINE, line_width=0.7),
-        hv.VLines(list(steps)).opts(color=MARK, line_width=0.7, line_dash="dotted"),
-        hv.VLines(list(windows)).opts(color="#000000", line_width=1.8),
-        hv.Path([np.column_stack(empty if path is None else path)], ["time", "row"]).opts(color=MARK, line_width=0.8),
-        hv.Points(empty if marks is None else marks, ["time", "row"]).opts(
-            marker="circle", size=7, fill_alpha=0, line_color=MARK, line_width=1)])
+        if not step or (self.view[1] - self.view[0]) / step > EDGES:
+            return np.empty(0)
+        found = pieces(self.session.intervals, *self.view, step)
+        return np.concatenate([np.empty(0), *(a + step * np.arange(round((b - a) / step) + 1) for a, b in found)])
 
 
 def _round_down(seconds: float) -> float:

@@ -20,12 +20,14 @@ import numpy as np
 import pandas as pd
 import panel as pn
 import param
-from bokeh.models import CustomJSHover, HoverTool, WheelZoomTool
-from holoviews.streams import BoundsXY, Params, PlotSize, RangeXY
+from bokeh.events import SelectionGeometry
+from bokeh.models import BoxSelectTool, CustomJS, CustomJSHover, HoverTool, WheelZoomTool
+from holoviews.streams import Params, PlotSize, RangeXY
 
 from workbench.analysis.raster import CountPyramid, shade, sort_units, unit_columns
 from workbench.apps import _selection, _tokens
 from workbench.apps._beneath import Beneath, parts_of
+from workbench.apps._marks import Drawn, Marks
 from workbench.colors import CATEGORIES, row_colors
 from workbench.display import Dashboard, Text, alert, served
 from workbench.errors import UnknownName, WorkbenchError
@@ -36,6 +38,11 @@ from workbench.training.run import Run
 SHADES = 24                                                             # steps from few spikes to most
 MARGIN = 92                                                             # pixels beside every plot, so that times align
 AXIS = 56                                                               # pixels of the time axis above the raster
+AT_LEAST = """
+const {start, end, min_interval} = cb_obj, middle = (start + end) / 2
+if (end - start < 0.999 * min_interval)
+  cb_obj.setv({start: middle - min_interval / 2, end: middle + min_interval / 2})
+"""
 STATE = ("sort", "color", "series", "window", "tokens", "run", "moments", "chosen_units")      # in the address
 
 
@@ -68,8 +75,7 @@ class Raster(Dashboard):
         self.session, self.pyramid, run = session, CountPyramid(session), str(getattr(run, "path", run))
         self._columns, self._redrawing = unit_columns(session), False
         self._beneath, self._layers, self._drawn = Beneath(session, self._span), _tokens.Layers(session), ""
-        self._choices = [Params(parameters=[self.param[name] for name in names])
-                         for names in (["moments", "chosen_units"], ["tokens"])]
+        self._choice = Params(parameters=[self.param[name] for name in ("tokens", "moments", "chosen_units")])
         if sort is None:
             sort = "region" if session.units["region"].nunique() > 1 else "table order"
         if series is None:
@@ -124,13 +130,14 @@ class Raster(Dashboard):
         status = Text(self.param.status, margin=(0, 10), sizing_mode="stretch_width",
                       styles={"font-variant-numeric": "tabular-nums", "font-size": "13px"})
         chosen = [self.param[name] for name in ("moments", "chosen_units", "run")]
-        clear = pn.widgets.Button(label="Clear what is chosen", visible=pn.bind(lambda *both: any(both), *chosen[:2]),
+        clear = pn.widgets.Button(label="Clear", description="Choose no moments and no units", margin=(4, 10),
                                   on_click=lambda _: self.param.update(moments="", chosen_units=""))
-        links = Text(pn.bind(lambda *what: _selection.links(self.recording, *what), *chosen), margin=(8, 10))
+        links = Text(pn.bind(lambda *what: _selection.links(self.recording, *what), *chosen), margin=(10, 0))
+        about = pn.Row(clear, links, visible=pn.bind(lambda *both: any(both), *chosen[:2]))
         code = pn.Card(Text(pn.bind(lambda *_: f"<pre style='white-space:pre-wrap'>{html.escape(self.code())}</pre>",
                                     *(self.param[name] for name in STATE))),
                        title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
-        return pn.Column(title, choose, self._alerts, status, pn.Row(clear, links), self._legend, self._split,
+        return pn.Column(title, choose, self._alerts, status, about, self._legend, self._split,
                          self._plots, code, sizing_mode="stretch_width")
 
     # The run, its split and its tokens.
@@ -148,9 +155,7 @@ class Raster(Dashboard):
         except WorkbenchError as error:
             self._alerts.append(alert(error))
             return
-        if self.tokens == "model":
-            self._other_tokens()                                        # which may be none of this one
-        self._rebuild()
+        self._other_tokens()                                            # there may be none of this one
 
     @param.depends("tokens", watch=True)
     def _other_tokens(self) -> None:
@@ -160,7 +165,6 @@ class Raster(Dashboard):
         except WorkbenchError as error:
             self.tokens = "none"                                        # comes here again, and clears the alerts
             self._alerts.append(alert(error))
-        self._say()
 
     # What is chosen.
 
@@ -169,11 +173,12 @@ class Raster(Dashboard):
         self._chosen = parsed(self.moments), parsed_units(self.session, self.chosen_units)
         self._say()
 
-    def _boxed(self, bounds) -> None:
+    def _boxed(self, event: SelectionGeometry) -> None:
         """A box dragged on the raster chooses moments and units."""
-        if bounds is not None:
-            whole = self.pyramid.start, self.pyramid.stop
-            self.param.update(**_selection.of_a_box(self.session, bounds, whole, self._order))
+        box = event.geometry
+        if event.final and box["type"] == "rect":
+            self.param.update(**_selection.of_a_box(self.session, [box[side] for side in ("x0", "y0", "x1", "y1")],
+                                                    (self.pyramid.start, self.pyramid.stop), self._order))
 
     def _around(self, moments: np.ndarray) -> tuple[float, float]:
         inside = moments[(moments[:, 1] > self.pyramid.start) & (moments[:, 0] < self.pyramid.stop)]
@@ -193,9 +198,11 @@ class Raster(Dashboard):
         view = RangeXY(x_range=self.window)                             # one for all plots: they show the same time
         self._image(self.window, None, 1000, 400, 1.0)                  # so that the status is true before it is drawn
         plots, strips = [self._raster(view)], self._beneath.strips(self.series)
+        whole = self.pyramid.start, self.pyramid.stop
         for i, strip in enumerate(strips, 1):
             last, hooks = i == len(strips), [self._frame, *[self._fit] * strip.fit]
-            plots.append(hv.DynamicMap(strip.draw, streams=[view]).opts(*self._options(
+            drawn = hv.DynamicMap(strip.draw, streams=[view]) if strip.moves else strip.draw(whole, None)
+            plots.append(drawn.opts(*self._options(
                 strip.height + 46 * last, xaxis="bottom" if last else None, hooks=hooks, **strip.options)))
         self._plots[:] = [pn.pane.HoloViews(p, sizing_mode="stretch_width", linked_axes=True, margin=0) for p in plots]
 
@@ -224,21 +231,17 @@ class Raster(Dashboard):
 
     def _raster(self, view: RangeXY) -> hv.Overlay:
         n = max(len(self._order), 1)
-        height = int(np.clip(3 * n, 200, 520)) if len(self.session.spike_times) else 130
+        height = int(np.clip(3 * n, 250, 520)) if len(self.session.spike_times) else 130
         height, ticks, borders = self._blocks(height)
-        image = hv.DynamicMap(self._image, streams=[view, PlotSize(width=1000, height=height, scale=1.0)])
-        marks = hv.DynamicMap(self._marks, streams=[view])
-        chosen = hv.DynamicMap(self._bands, streams=[view, self._choices[0]])
-        tokens = hv.DynamicMap(self._token_layer, streams=[view, self._choices[1]])
-        BoundsXY(source=image).add_subscriber(self._boxed)
+        image = hv.DynamicMap(self._image, streams=[view, PlotSize(width=1000, height=height, scale=1.0), self._choice])
         lines = [hv.HLine(y).opts(color="#00000066", line_width=0.7) for y in borders]
-        return hv.Overlay([image, chosen, marks, tokens, *lines]).collate().opts(
+        return hv.Overlay([image, *lines]).collate().opts(
             *self._options(height, main=True, hooks=[self._frame, partial(self._raster_frame, n)], xaxis="top",
                            ylabel="unit" if self.sort == "table order" else f"units by {self.sort}",
                            yticks=ticks or None, ylim=(-0.5, n - 0.5), invert_yaxis=True, show_legend=False),
             hv.Options("Image", cmap=self._palette, clim=(-0.5, len(self._palette) - 0.5)))
 
-    def _image(self, x_range, y_range, width, height, scale) -> hv.Image:
+    def _image(self, x_range, y_range, width, height, scale, **chosen) -> hv.Image:
         n = len(self._order)
         top, bottom = sorted(y_range) if y_range else (-0.5, n - 0.5)
         first, last = max(int(np.floor(top + 0.5)), 0), min(int(np.ceil(bottom + 0.5)), n)
@@ -287,25 +290,19 @@ class Raster(Dashboard):
         said = self._drawn, layer and layer.says, _selection.told(*self._chosen)
         self.status = "<br>".join(filter(None, said))
 
-    def _bands(self, x_range, y_range, moments, chosen_units) -> hv.Overlay:
-        moments, units = self._chosen
-        return _selection.bands(moments, *self._span(x_range), units, self._order)
-
-    def _token_layer(self, x_range, y_range, tokens) -> hv.Overlay:
-        layer = self._layers.at(self.tokens, *self._span(x_range), self._order)
-        return layer.draw(abs(np.diff(y_range)[0]) if y_range else len(self._order)) if layer else _tokens.nothing()
-
-    def _marks(self, x_range, y_range) -> hv.Overlay:
-        """Where the recording is not valid, and where trials start while they can be told apart."""
-        start, stop = self._span(x_range)
+    def _marks(self, start: float, stop: float, rows: float) -> Drawn:
+        """Where the recording is not valid, what is chosen, where trials start while they can be told apart, tokens."""
         valid = self.session.intervals
         gaps = np.stack([[self.pyramid.start, *valid[:, 1]], [*valid[:, 0], self.pyramid.stop]], axis=1)
         seen = (gaps[:, 1] - gaps[:, 0] > (stop - start) / 2000) & (gaps[:, 1] > start) & (gaps[:, 0] < stop)
         onsets = self.session.trials["start"].to_numpy(float)
         onsets = onsets[(onsets >= start) & (onsets < stop)]
-        return hv.Overlay([
-            hv.VSpans(gaps[seen][:1000]).opts(color="#9a9a9a", alpha=0.25, line_alpha=0),
-            hv.VLines(onsets if len(onsets) <= 60 else []).opts(color="#00000055", line_width=0.8, line_dash="dotted")])
+        n, (moments, units) = len(self._order), self._chosen
+        shown = Drawn(over=[(a, -0.5, b, n - 0.5, "#9a9a9a40", _selection.CLEAR) for a, b in gaps[seen][:1000]],
+                      lines=[(t, -0.5, t, n - 0.5, "#00000050", 0.8) for t in onsets if len(onsets) <= 60])
+        layer = self._layers.at(self.tokens, start, stop, self._order)
+        return shown + _selection.bands(moments, start, stop, units, self._order) + (
+            layer.draw(rows) if layer else Drawn())
 
     def _blocks(self, height: int) -> tuple[int, list, list]:
         """The height, ticks in the middle of, and lines between, rows of one name, where units are sorted by names."""
@@ -330,7 +327,7 @@ class Raster(Dashboard):
     def _options(self, height: int, main: bool = False, **options) -> tuple:
         """Options of one plot: time is panned and zoomed, and only the raster has the tools and the axis beside it."""
         tools = {"default_tools": ["box_zoom", "reset", "save"] if main else [],
-                 "tools": ["xpan", "xwheel_zoom", *(["hover"] if main else [])],
+                 "tools": ["xpan", "xwheel_zoom", *(["box_select", "hover"] if main else [])],
                  "active_tools": ["xpan", "xwheel_zoom"]}
         whole = self.window or (self.pyramid.start, self.pyramid.stop)
         return (hv.Options("Overlay", height=height, responsive=True, xlim=whole, xlabel="time (s)", show_title=False,
@@ -341,7 +338,12 @@ class Raster(Dashboard):
     def _frame(self, plot, element) -> None:
         """Times aligned under each other, and no way out of the recording."""
         plot.state.update(min_border_left=self._margin, min_border_right=MARGIN, min_border_top=4, min_border_bottom=4)
-        plot.handles["x_range"].update(bounds=(self.pyramid.start, self.pyramid.stop), min_interval=0.01)
+        time = plot.handles["x_range"]
+        time.update(bounds=(self.pyramid.start, self.pyramid.stop), min_interval=0.01)
+        if not time.js_property_callbacks:                              # this hook runs at every redraw
+            for end in ("start", "end"):                                # a wheel that keeps no focus goes below it
+                time.js_on_change(end, CustomJS(code=AT_LEAST))
+        plot.state.toolbar.logo = None
         for tool in plot.state.select(type=WheelZoomTool):
             tool.maintain_focus = False                                 # else zooming out stops short of the whole
         if hasattr(plot.handles["yaxis"].ticker, "num_minor_ticks"):
@@ -356,7 +358,11 @@ class Raster(Dashboard):
             plot.handles["y_range"].update(start=low - pad, end=high + pad)
 
     def _raster_frame(self, n: int, plot, element) -> None:
-        plot.handles["y_range"].update(bounds=(-0.5, n - 0.5), min_interval=1)
+        row = plot.handles["y_range"]
+        row.update(bounds=(-0.5, n - 0.5), min_interval=1)
+        if "marks" not in plot.handles:
+            plot.handles["marks"] = Marks(plot.state)
+        plot.handles["marks"].show(self._marks(*self._span(None), abs(row.end - row.start)))
         ticker = plot.handles["yaxis"].ticker
         if hasattr(ticker, "min_interval"):
             ticker.min_interval = 1                                     # no unit 89.5
@@ -365,7 +371,10 @@ class Raster(Dashboard):
             return
         units, rates = self.session.units, self._columns["rate"]
         said = [f"{units['id'][u]} · {units['region'][u]} · {rates[u]:.2f} spikes/s" for u in self._order]
-        hover.update(tags=["units"],
+        plot.state.on_event(SelectionGeometry, self._boxed)
+        for tool in plot.state.select(type=BoxSelectTool):              # it only says where the box is
+            tool.update(renderers=[], description="Choose moments and units: drag a box over them")
+        hover.update(tags=["units"], visible=False,
                      tooltips=[("unit", "$y{custom}"), ("time", "$x{0.000} s"), ("spikes here", "@spikes")],
                      formatters={"$y": CustomJSHover(args={"said": said},
                                                      code="return said[Math.round(special_vars.y)] ?? ''")})
