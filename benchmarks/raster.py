@@ -56,7 +56,7 @@ def _make(spikes: int, path: str) -> str:
 
 
 def _opened(path: str) -> dict[str, tuple[float, str]]:
-    """CPU seconds of imports, of the first paint after them, of redraws; and how much more memory is held after them."""
+    """CPU seconds of imports, of the first paint after them, of redraws; and how much more memory is held then."""
     spent, clock = {}, time.process_time
     start = clock()
     import holoviews as hv
