@@ -156,6 +156,7 @@ class Raster(Dashboard):
             self._alerts.append(alert(error))
             return
         self._other_tokens()                                            # there may be none of this one
+        self._rebuild()
 
     @param.depends("tokens", watch=True)
     def _other_tokens(self) -> None:
@@ -165,6 +166,7 @@ class Raster(Dashboard):
         except WorkbenchError as error:
             self.tokens = "none"                                        # comes here again, and clears the alerts
             self._alerts.append(alert(error))
+        self._say()
 
     # What is chosen.
 
