@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.clock import machine
 
-ALL = ("sampling", "sessions", "binning", "poyo", "streaming", "grid", "generate")
+ALL = ("sampling", "sessions", "binning", "poyo", "streaming", "grid", "generate", "raster")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 
 The key is made of the file's path, size and time, of what the catalog says about it, and of the code that reads it;
 when one changes, a new copy is made and the old one removed. HDF5 files in our own layout are opened as they are.
+
+`derived` keeps what is computed of such a file in the same way: one array, mapped the second time.
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+
 from workbench.catalog_file import Dataset
 from workbench.errors import BadRecording, CannotWrite, NeedsExtra
-from workbench.files import existing
+from workbench.files import existing, replacing
 from workbench.places import cache_folder
 from workbench.session import Session
 from workbench.sources import folder_loader, read_beside, reader
@@ -57,11 +62,56 @@ def opened(dataset: Dataset, session: str, path: Path) -> Session:
         warnings.warn(f"no converted copy of {path} was kept, so it is read anew each time ({error}); another cache "
                       "folder can be named in WORKBENCH_CACHE", stacklevel=3)
         return made
-    for old in folder.glob(f"{glob.escape(name)}.*.h5"):
-        if old != copy:
+    _remove_others(copy, name)
+    return Session.open(copy)
+
+
+def derived(kind: str, source: Path, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array of `make()`, made once and afterwards mapped from <cache>/<kind>/<source>.<key>.npy, read-only.
+
+    source: the file that it is computed from; key: of everything that decides what it holds. The newest key of a source
+    stays. A damaged array, or a cache that cannot be written, is told as a warning and costs only time.
+    """
+    source = source.resolve()
+    name = f"{re.sub(r'[^A-Za-z0-9_+-]', '_', source.stem)}-{_digest(str(source))}"
+    path = cache_folder(kind) / f"{name}.{key}.npy"
+    try:
+        return np.load(path, mmap_mode="r")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, EOFError) as error:
+        warnings.warn(f"{path} is damaged and made anew ({error})", stacklevel=3)
+    made = make()
+    try:
+        with replacing(path, durable=False) as temporary, open(temporary, "wb") as file:
+            np.save(file, made)
+        _remove_others(path, name)
+        return np.load(path, mmap_mode="r")
+    except (CannotWrite, OSError) as error:
+        warnings.warn(f"what was computed of {source} is computed anew each time ({error}); another cache folder can "
+                      "be named in WORKBENCH_CACHE", stacklevel=3)
+        return made
+
+
+def mapped_from(values: np.ndarray) -> Path | None:
+    """The file that an array is a map of, or a part of such a map; None for one in memory."""
+    while isinstance(values, np.ndarray):
+        if isinstance(values, np.memmap) and values.filename:
+            return Path(values.filename)
+        values = values.base
+    return None
+
+
+def _remove_others(path: Path, name: str) -> None:
+    """Files of the same name with another key."""
+    for old in path.parent.glob(f"{glob.escape(name)}.*{path.suffix}"):
+        if old != path:
             with suppress(OSError):                                     # in use elsewhere
                 old.unlink()
-    return Session.open(copy)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _loader(dataset: Dataset, path: Path) -> str:
@@ -81,7 +131,7 @@ def _key(dataset: Dataset, path: Path) -> str:
     about = path.stat()
     parts = [str(path.resolve()), about.st_size, about.st_mtime_ns, dataset.model_dump(mode="json"), _code(),
              *((str(other), other.stat().st_mtime_ns) for other in read_beside(_loader(dataset, path), path.resolve()))]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    return _digest(json.dumps(parts))
 
 
 @cache

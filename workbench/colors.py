@@ -27,17 +27,17 @@ def row_colors(values: pd.Series | None, name: str, units: int) -> tuple[np.ndar
         names = sorted(values.unique(), key=natural_order)
         groups = pd.Categorical(values, names).codes
         colors = [CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))]
-        entries = [_swatch(f"11px;background:{color}") + html.escape(str(said))
+        entries = [swatch(f"11px;background:{color}") + html.escape(str(said))
                    for color, said in zip(colors[:24], names[:24], strict=True)]
     else:
         number = values.to_numpy(float)
         rank = pd.Series(number).rank(pct=True).fillna(0).to_numpy()    # else a few fast units would take all colours
         groups, colors = np.minimum((rank * len(SCALE)).astype(int), len(SCALE) - 1), SCALE
-        entries = [f"{np.nanmin(number):.3g}", _swatch(f"120px;background:linear-gradient(90deg,{','.join(SCALE)})"),
+        entries = [f"{np.nanmin(number):.3g}", swatch(f"120px;background:linear-gradient(90deg,{','.join(SCALE)})"),
                    f"{np.nanmax(number):.3g} (coloured by rank)"]
     label = f'<span style="opacity:.7;margin-right:10px">{html.escape(name)}</span>'
     return groups.astype(int), colors, f'<div style="font-size:12px">{label}{"".join(entries)}</div>'
 
 
-def _swatch(style: str) -> str:
+def swatch(style: str) -> str:
     return f'<span style="display:inline-block;height:11px;border-radius:2px;margin:0 5px 0 10px;width:{style}"></span>'

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from workbench import Session
 from workbench.analysis.raster import CountPyramid, envelope, population_rate, shade, sort_units
+from workbench.cache import mapped_from
 
 
 def recording(spikes=5_000, units=7, duration=100.0, seed=0):
@@ -165,3 +166,62 @@ def test_ten_million_spikes_are_ready_in_seconds_and_redrawn_at_once():
     for start, width in [(0, 3600), (1000, 900), (2000, 60), (2000, 1)]:
         assert pyramid.view(start, start + width).counts.any()
     assert time.perf_counter() - begun < 2                              # 0.05 s on an idle core
+
+
+# The pyramid of a file, kept.
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """The folder of pyramids, and the path of a saved recording that has one."""
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pyramids", recording(20_000).save(tmp_path / "mine.h5")
+
+
+def levels(session: Session) -> list:
+    return CountPyramid(session, exact_spikes=1000).levels
+
+
+def alike(a: list, b: list) -> bool:
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_pyramid_of_a_file_is_mapped_the_second_time(saved, monkeypatch):
+    folder, path = saved
+    first = levels(Session.open(path))
+    assert alike(first, levels(recording(20_000))) and mapped_from(first[0])
+    monkeypatch.setattr(CountPyramid, "_count_levels", lambda *_: pytest.fail("counted again"))
+    assert alike(levels(Session.open(path)), first)
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_recording_in_memory_has_its_pyramid_in_memory(saved):
+    folder, _ = saved
+    found = levels(recording(20_000))
+    assert mapped_from(found[0]) is None and not folder.exists()
+
+
+def test_another_recording_in_the_same_place_never_has_the_old_pyramid(saved):
+    folder, path = saved
+    levels(Session.open(path))
+    other = recording(20_000, seed=5)
+    other.save(path)
+    assert alike(levels(Session.open(path)), levels(other)) and len(list(folder.iterdir())) == 1
+    part = Session.open(path).between(20, 80)
+    assert alike(levels(part), levels(other.between(20, 80)))
+
+
+def test_a_damaged_pyramid_is_made_anew_and_a_cache_that_cannot_be_written_costs_time_only(saved, monkeypatch):
+    folder, path = saved
+    first = levels(Session.open(path))
+    [kept] = folder.iterdir()
+    whole, damaged = kept.read_bytes(), None
+    for damaged in (whole[:len(whole) // 2], b"", b"nothing of the kind"):
+        kept.unlink()                                                   # a map of it is still open
+        kept.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="is damaged and made anew"):
+            assert alike(levels(Session.open(path)), first)
+    (folder.parent / "file").write_text("")
+    monkeypatch.setenv("WORKBENCH_CACHE", str(folder.parent / "file"))
+    with pytest.warns(UserWarning, match="is computed anew each time"):
+        assert alike(levels(Session.open(path)), first)

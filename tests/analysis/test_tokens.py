@@ -3,10 +3,24 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from workbench import Session
-from workbench.analysis.tokens import VIEWS, by_bin_size, compare, intervals_seen, some_windows, spikes_of
-from workbench.errors import BadRecording
+from workbench import Session, models
+from workbench.analysis.tokens import (
+    VIEWS,
+    Reading,
+    by_bin_size,
+    compare,
+    intervals_seen,
+    pieces,
+    reading_of,
+    some_windows,
+    spikes_of,
+    tokens_in,
+)
+from workbench.batch import Reader
+from workbench.errors import BadRecording, WorkbenchError
 from workbench.sources.simulated import reach_sim
 
 
@@ -78,3 +92,75 @@ def test_a_recording_without_spikes_or_shorter_than_a_window_is_told():
         compare(made([], []))
     with pytest.raises(BadRecording, match="choose a shorter window"):
         compare(made([0.5], [0]), window=9.0)
+
+
+# Tokens as the raster draws them.
+
+
+def uneven(seed: int, units: int = 7) -> Session:
+    """Two stretches of valid time, spikes on no edge of a bin, some of them outside valid time."""
+    random = np.random.default_rng(seed)
+    spikes = 1500
+    return Session(id="uneven", spike_times=np.sort(random.uniform(0, 30, spikes)),
+                   spike_units=random.integers(0, units, spikes).astype(np.int32),
+                   units=pd.DataFrame({"id": [f"u{i}" for i in range(units)]}),
+                   intervals=np.array([[0.37, 11.2], [14.013, 29.5]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(VIEWS), st.floats(0, 29), st.floats(0.05, 6), st.sampled_from([1, 3, 8]), st.integers(0, 9))
+def test_tokens_hold_exactly_the_spikes_in_view(view, start, length, k, seed):
+    session, reading = uneven(seed), Reading(view, bin_size=0.02, k=k, width=0.5)
+    tokens = tokens_in(session, reading, start, start + length)
+    if view in ("spikes", "events"):
+        valid = ((session.spike_times[:, None] >= session.intervals[:, 0])
+                 & (session.spike_times[:, None] < session.intervals[:, 1])).any(1)
+        inside = valid & (session.spike_times >= start) & (session.spike_times < start + length)
+        assert np.allclose(tokens.times, session.spike_times[inside], atol=1e-5)
+        assert (tokens.units == session.spike_units[inside]).all()
+        return
+    assert len(tokens) == tokens.counts.size == len(tokens.starts) * (tokens.rows.max() + 1)
+    for a, b, counts in zip(tokens.starts, tokens.stops, tokens.counts, strict=True):
+        near = session.spike_units[(session.spike_times >= a) & (session.spike_times < b)]
+        assert abs(np.abs(session.spike_times[:, None] - [a, b]).min()) < 1e-5 or (
+            np.bincount(tokens.rows[near], minlength=len(counts)) == counts).all()
+    seen = pieces(session.intervals, start, start + length)
+    covered = pieces(session.intervals, start, start + length, reading.step)
+    assert np.isclose(np.diff(covered).sum(), len(tokens.starts) * reading.step)
+    for a, b in seen:                                                   # but for what is left at an interval's end
+        end = session.intervals[session.intervals[:, 1] >= b][0, 1]
+        assert (tokens.starts <= a + 1e-6).any() or end - a < reading.step
+        assert (tokens.stops >= b - 1e-6).any() or end - b < reading.step
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_tokens_are_those_that_the_views_give_of_the_same_window(recording, view):
+    reading, batch = Reading(view, bin_size=0.05, k=8, width=0.5), Reader([recording]).read([0], [7.0], 2.0)
+    tokens = tokens_in(recording, reading, 7.0, 9.0)
+    given = {"bins": lambda: batch.counts(0.05).sum(1)[0, :, None],
+             "patches": lambda: batch.patches(8, 0.05)[0].sum(-1),
+             "neurons": lambda: batch.neurons(0.05).unflatten(1, (4, 10)).sum(-1).T}
+    if view in given:
+        assert np.array_equal(tokens.counts, given[view]())
+    else:
+        assert np.array_equal(tokens.units, batch.units) and np.allclose(tokens.times, 7 + batch.times, atol=1e-5)
+
+
+def test_what_every_model_reads_is_known():
+    from workbench.models import _MODELS
+    readings = {"poyo": ("spikes", 0.125), "possm": ("spikes", 0.05), "spint": ("neurons", 0.0),
+                "neurobridge": ("spikes", 0.05), "ndt1": ("bins", 0.0), "mtm": ("bins", 0.0), "gru": ("bins", 0.0),
+                "nuclr": ("neurons", 0.0), "neuroformer": ("events", 0.05)}
+    session = reach_sim(0, seconds=60, units=21)
+    assert all(models.get(name).takes in VIEWS for name in _MODELS if name != "cebra")
+    for name, (view, chunk) in readings.items():
+        takes = {"target": "hand_vel"} if name in ("poyo", "possm", "spint", "gru") else {}
+        model = models.build(name, [session], **takes)
+        reading = reading_of(model)
+        assert (reading.view, reading.chunk, reading.window) == (view, chunk, model.window), name
+        assert len(tokens_in(session, reading, 10.0, 12.0)) > 0
+    assert reading_of(models.build("nuclr", [session])).width == 1.0
+    assert reading_of(models.build("spint", [session], target="hand_vel")).width == pytest.approx(1.0)
+    model.spikes = False
+    with pytest.raises(WorkbenchError, match="calcium"):
+        reading_of(model)

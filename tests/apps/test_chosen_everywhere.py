@@ -22,6 +22,7 @@ from workbench.apps.gallery import Gallery
 from workbench.apps.latents import Latents
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.selection import parsed, within
+from workbench.training import storage
 from workbench.training.recipe import Recipe
 from workbench.training.run import launch
 
@@ -94,13 +95,14 @@ def test_links_lead_only_to_what_knows_the_recording(tmp_path, monkeypatch, hub_
     Recipe.preset("demo").with_(model={"name": "neurohorizon", "conditions": ["hand_vel"]}, data="day").save(
         run / "recipe.yaml")
     (run / "model").mkdir()
+    storage.write_json(run / "resolved.json", {"recordings": [{"id": "one"}]})
     told = lambda **more: re.findall(r"app=(\w+)", shown_in("latents", **{"data": "day", "session": "one",
                                                                           "moments": "4:6", "run": str(run)} | more))
     assert told() == ["attribution", "masking", "raster"]
-    assert told(data="another day") == ["masking", "raster"] and told(moments="") == []
+    assert told(session="another") == ["masking", "raster"] and told(moments="") == []
     some().save(tmp_path / "runs" / "pictures")
     assert told() == ["attribution", "gallery", "masking", "raster"]
-    assert told(session="three") == ["attribution", "masking", "raster"]
+    assert told(session="three") == ["masking", "raster"]
     monkeypatch.setattr(_shown_in.pn, "state", SimpleNamespace(session_args={}))
     assert told() == []                                                 # a cell, or a page without a hub
 

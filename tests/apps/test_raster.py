@@ -1,18 +1,25 @@
 """The raster dashboard: what it says about a view is true, what it draws are pixels, and a zoom changes them."""
 
+import re
 import time
+from urllib.parse import parse_qsl, urlparse
 
 import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
+from bokeh.events import SelectionGeometry
 from bokeh.models import ColorBar, Plot
 
 from tests.apps.browsing import colours, serving, wait_for
-from workbench import Series, Session
+from workbench import Series, Session, models
 from workbench.analysis.raster import CountPyramid
-from workbench.apps.raster import AXIS, SHADES, Raster
+from workbench.apps import _marks, _selection, _tokens
+from workbench.apps._beneath import PARTS
+from workbench.apps.raster import AXIS, SHADES, STATE, Raster
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.training.recipe import Recipe
+from workbench.windows import split
 
 
 def recording(spikes=20_000, n=12, seconds=100.0, **more):
@@ -51,7 +58,7 @@ def test_the_status_counts_the_seconds_that_were_observed():
 
 
 def test_the_population_is_not_drawn_where_nothing_was_observed():
-    curve = Raster(recording(intervals=[[0, 20], [80, 100]]))._population((0, 100), None).get(0)
+    curve = Raster(recording(intervals=[[0, 20], [80, 100]]))._beneath.population((0, 100), None).get(0)
     times, rates = curve.dimension_values(0), curve.dimension_values(1)
     assert np.isnan(rates[(times > 20.5) & (times < 79.5)]).all()
     assert (rates[(times < 19.5) | (times > 80.5)] > 5).all()
@@ -158,13 +165,186 @@ def test_simulated_is_said_wherever_the_raster_is_shown():
 def test_the_code_makes_the_same_view(monkeypatch):
     import workbench.catalog
     session = recording()
-    raster = Raster(session, recording="mine.nwb", sort="rate", color="snr", series=["hand_vel"], window=(3, 8.5))
-    monkeypatch.setattr(workbench.catalog, "open_recording", {"mine.nwb": session}.__getitem__)
-    *lines, last = raster.code().splitlines()
-    names = {}
-    exec("\n".join(lines), names)
-    again = eval(last, names)
-    assert all(getattr(again, p) == getattr(raster, p) for p in ("sort", "color", "series", "window", "status"))
+    chosen = {"tokens": "patches", "moments": "4:5,6:7.5", "chosen_units": "cell 3,cell 7"}
+    for more in ({}, chosen):
+        raster = Raster(session, recording="mine.nwb", sort="rate", color="snr", series=["hand_vel"], window=(3, 8.5),
+                        **more)
+        monkeypatch.setattr(workbench.catalog, "open_recording", {"mine.nwb": session}.__getitem__)
+        *lines, last = raster.code().splitlines()
+        names = {}
+        exec("\n".join(lines), names)
+        again = eval(last, names)
+        assert all(getattr(again, p) == getattr(raster, p) for p in (*STATE, "status"))
+
+
+# The split.
+
+
+def strip(raster: Raster, x_range) -> dict[str, np.ndarray]:
+    """Part → its boxes (from, until) as drawn."""
+    boxes = next(iter(raster._beneath.split(x_range, None))).dframe()
+    return {name: boxes.loc[boxes["part"] == name, ["time", "until"]].to_numpy() for name in PARTS}
+
+
+def test_the_strip_shows_the_parts_of_the_default_split_and_leaves_gaps_empty():
+    session = recording(intervals=[[0, 20.6], [75, 100]])
+    drawn = strip(Raster(session), (0, 100))
+    for name, rows in split(session).items():
+        assert np.allclose(drawn[name], rows) and len(rows)
+    assert sum(np.diff(rows).sum() for rows in drawn.values()) == pytest.approx(45.6)
+    assert not any(((rows[:, 0] < 75) & (rows[:, 1] > 20.6)).any() for rows in drawn.values())
+
+
+def run_of(session, folder, **recipe):
+    """A folder that looks like a run's, with a recipe and no model."""
+    Recipe(**{"model": "gru", "data": "reach-sim", **recipe}).save(folder / "recipe.yaml")
+    return str(folder)
+
+
+def test_a_run_brings_its_own_split_and_time_of_no_part_stays_empty(tmp_path):
+    session = recording()
+    how = {"by": "trial", "test": 0.3, "valid": 0.2, "seed": 5}
+    raster = Raster(session, run=run_of(session, tmp_path, split=how))
+    drawn = strip(raster, (0, 100))
+    for name, rows in split(session, **how).items():
+        assert np.allclose(drawn[name], rows)
+    trials = 3.0 * len(session.trials)
+    assert sum(np.diff(rows).sum() for rows in drawn.values()) == pytest.approx(trials)
+    assert "by trial" in raster._split.object and f"{100 - trials:,.4g} s in no part" in raster._split.object
+    raster.run = ""
+    assert np.allclose(strip(raster, (0, 100))["train"], split(session)["train"])
+
+
+def test_a_split_that_cannot_be_is_told_and_the_rest_is_drawn(tmp_path):
+    session = recording(trials=pd.DataFrame({"start": [], "stop": []}))
+    raster = Raster(session, run=run_of(session, tmp_path, split={"by": "trial"}))
+    assert "no recording is left for the train part" in raster._split.object
+    assert "spikes in view" in raster.status and raster._beneath.strips([])[0].height == 84
+    with pytest.raises(WorkbenchError, match="there is no run"):
+        Raster(session, run="/nowhere")
+    raster.run = "/nowhere"
+    assert "there is no run" in raster._alerts[0].object
+
+
+# Tokens.
+
+
+def lines(layer, color: str) -> np.ndarray:
+    """The times of the lines of that colour, which go from top to bottom."""
+    assert all(line[0] == line[2] and line[1] == -0.5 and line[3] == 11.5 for line in layer.draw(12).lines)
+    return np.array([line[0] for line in layer.draw(12).lines if line[4] == color])
+
+
+def test_the_views_of_tokens_are_those_of_the_analysis():
+    from workbench.analysis.tokens import VIEWS
+    assert ("none", *VIEWS) == _tokens.CHOICES
+    with pytest.raises(UnknownName, match="patches"):
+        Raster(recording(), tokens="patch")
+    with pytest.raises(UnknownName, match="model"):
+        Raster(recording(), tokens="model")
+
+
+def test_the_lines_drawn_are_the_edges_of_bins_that_hold_the_spikes_in_view():
+    session = recording()
+    raster = Raster(session, tokens="bins", window=(10.003, 12.501))
+    found = raster._layers.at("bins", 10.003, 12.501, raster._order)
+    edges, tokens = lines(found, _tokens.LINE), found.tokens
+    assert edges[0] == pytest.approx(10.0) and edges[-1] == pytest.approx(12.52) and len(edges) == 127
+    assert (np.histogram(session.spike_times, edges)[0] == tokens.counts[:, 0]).all()
+    assert "126 tokens</b> in view · a token holds the counts of all units in 20 ms" in raster.status
+
+
+def test_patches_are_drawn_where_their_units_are_sorted_to():
+    session = recording()
+    raster = Raster(session, tokens="patches", sort="depth", window=(10, 11))
+    boxes = raster._layers.at("patches", 10, 11, raster._order).draw(12).under
+    tint_of = {row: tint[:7] for _, first, _, last, tint, _ in boxes
+               for row in range(int(first + 0.5), int(last + 0.5))}
+    assert [tint_of[row] for row in range(12)] == [_tokens.TINTS[unit // 8] for unit in raster._order]
+    assert "those of one colour are one patch" in raster.status
+    raster.sort = "table order"
+    assert "of one colour" not in raster.status
+    assert len(raster._layers.at("patches", 10, 11, raster._order).draw(12).under) == 2
+
+
+@pytest.mark.parametrize("view", ["spikes", "events"])
+def test_single_spikes_are_marked_where_they_are(view):
+    session = recording()
+    raster = Raster(session, tokens=view, window=(10, 11))
+    times, rows = raster._marks(10, 11, 12).points
+    inside = (session.spike_times >= 10) & (session.spike_times < 11)
+    assert np.allclose(times, session.spike_times[inside], atol=1e-5)
+    assert (raster._order[rows] == session.spike_units[inside]).all()
+    assert f"{inside.sum():,} tokens</b> in view" in raster.status
+
+
+def test_tokens_too_many_to_tell_apart_are_not_drawn_and_it_says_how_far_to_zoom_in():
+    raster = Raster(recording(), tokens="bins")
+    drawn(raster)
+    assert "zoom in to 4 s to see tokens" in raster.status
+    assert raster._layers.at("bins", 0, 100, raster._order).draw(12) == _marks.Drawn()
+    assert "zoom in" not in Raster(recording(), tokens="bins", window=(10, 14)).status
+
+
+def test_the_tokens_of_a_model_are_those_it_reads(tmp_path):
+    session = recording()
+    how = dict(patch=4, dim=32, depth=1, decoder_depth=1, heads=2, inner=32, bin_size=0.05, window=0.5)
+    models.build("ndt2", [session], **how).save_pretrained(tmp_path / "ndt2")
+    raster = Raster(session, run=tmp_path / "ndt2", tokens="model", window=(10, 12))
+    assert "NDT2 reads windows of 0.5 s" in raster.status
+    assert "4 neighbouring units of the table in 50 ms" in raster.status
+    found = raster._layers.at("model", 10, 12, raster._order)
+    assert np.allclose(lines(found, "#000000"), [10, 10.5, 11, 11.5, 12]) and len(lines(found, _tokens.LINE)) == 41
+    models.build("poyo", [session], target="hand_vel", dim=32, depth=1, latents=2).save_pretrained(tmp_path / "poyo")
+    raster.run = str(tmp_path / "poyo")
+    assert "POYO reads windows of 1 s, in steps of 125 ms" in raster.status and "one spike" in raster.status
+    found = raster._layers.at("model", 10, 12, raster._order)
+    assert np.allclose(lines(found, _tokens.STEP), np.arange(10, 12.1, 0.125))
+    raster.run = run_of(session, tmp_path)                              # which has no model yet
+    assert raster.tokens == "none" and "no final weights yet" in raster._alerts[0].object
+
+
+# What is chosen.
+
+
+def test_the_window_opens_on_the_first_chosen_moment_and_shows_it_well():
+    raster = Raster(recording(), moments="40:41,80:81", chosen_units="cell 5")
+    assert raster.window == (39, 42) and "2 chosen moments, 2 s; 1 chosen unit" in raster.status
+    assert Raster(recording(), moments="40:41", window=(0, 10)).window == (0, 10)
+    assert Raster(recording(), moments="0:0.1").window == (0, 2)
+    with pytest.raises(WorkbenchError, match="none of the chosen moments"):
+        Raster(recording(), moments="400:410")
+    with pytest.raises(WorkbenchError, match="write seconds"):
+        Raster(recording(), moments="soon")
+    with pytest.raises(UnknownName, match="cell 5"):
+        Raster(recording(), chosen_units="cell 55")
+
+
+def test_chosen_moments_are_bands_and_other_units_are_pale():
+    raster = Raster(recording(), sort="rate", moments="40:41,80:81", chosen_units="cell 5")
+    shown, at = raster._marks(0, 100, 12), int(np.flatnonzero(raster._order == 5)[0])
+    assert np.allclose([box[:4:2] for box in shown.under if box[5] == _selection.EDGE], [[40, 41], [80, 81]])
+    pale = np.array([box[1:4:2] for box in shown.over if box[4] == _selection.PALE])
+    assert np.diff(pale).sum() == 11 and not ((pale[:, 0] < at) & (pale[:, 1] > at)).any()
+    raster.param.update(moments="", chosen_units="")
+    shown = raster._marks(0, 100, 12)
+    assert not shown.under and not shown.over and "chosen" not in raster.status
+
+
+def test_a_box_chooses_moments_and_units_and_one_over_all_rows_no_units():
+    def drag(*corners, final=True):
+        raster._boxed(SelectionGeometry(None, {"type": "rect", **dict(zip(("x0", "y0", "x1", "y1"), corners,
+                                                                         strict=True))}, final))
+
+    raster = Raster(recording(), sort="rate")
+    drag(20.5, 4.4, 30.25, 1.6, final=False)
+    assert not raster.moments
+    drag(20.5, 4.4, 30.25, 1.6)
+    assert raster.moments == "20.500:30.250" and (
+        set(raster.chosen_units.split(",")) == {f"cell {unit}" for unit in raster._order[2:5]})
+    assert "1 chosen moment, 9.75 s; 3 chosen units" in raster.status
+    drag(-5, -0.5, 30, 11.5)
+    assert raster.moments == "0:30" and raster.chosen_units == ""
 
 
 def test_zoom_redraws_ten_million_spikes_at_once():
@@ -173,6 +353,12 @@ def test_zoom_redraws_ten_million_spikes_at_once():
         begun = time.perf_counter()
         raster._image(window, None, 1200, 500, 1.0)
         assert time.perf_counter() - begun < 1                          # 0.05 s on an idle core
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A file that is drawn in no time."""
+    return recording(3_000, 6, 200.0, series={}).save(tmp_path_factory.mktemp("small") / "small.h5")
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +415,61 @@ def test_a_zoom_out_never_leaves_the_recording(page):
             page.mouse.wheel(0, turn)
         page.wait_for_timeout(2500)
         assert "0.00 to 300.00 s" in made[-1].status and made[-1].window is None
+
+
+def test_a_person_zooms_in_sees_the_tokens_draws_a_box_and_follows_a_link(hub, page, small):
+    page.goto(f"{hub}/apps?app=raster&data={small}")
+    canvas = page.locator(".bk-Figure").first
+    canvas.wait_for()
+    page.locator("text=spikes in view").wait_for()
+    page.wait_for_timeout(500)
+    box = canvas.bounding_box()
+    at = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])
+    page.mouse.move(*at(0.5, 0.6))
+    page.get_by_label("Tokens").select_option("bins")
+    page.locator("text=zoom in to 4 s to see tokens").wait_for()
+    while page.locator("text=to see tokens").count():                   # ever closer, until they can be told apart
+        page.mouse.move(*at(0.5, 0.6))
+        page.mouse.wheel(0, -240)
+        page.wait_for_timeout(1000)
+    page.locator("text=a token holds the counts of all units in 20 ms").wait_for()
+    page.mouse.move(2, 2)                                               # no tooltip
+
+    def lines() -> int:
+        """Columns of pixels that are grey from the top of the frame to its bottom."""
+        shot = colours(canvas.screenshot())[70:230]
+        grey = (np.ptp(shot, axis=2) < 8) & (shot.max(axis=2) < 235)
+        return (grey.mean(axis=0) > 0.7).sum()
+
+    tokens = int(re.search(r"(\d+) tokens", page.locator("text=a token holds").inner_text())[1])
+    wait_for(lambda: lines() >= 0.8 * tokens)                           # one a bin
+    page.get_by_label("Tokens").select_option("none")
+    page.locator("text=a token holds").wait_for(state="detached")
+    wait_for(lambda: lines() <= 4)
+
+    yellow = lambda: ((shot := colours(canvas.screenshot()))[..., :2].min(axis=2) - shot[..., 2] > 40).mean()
+    assert yellow() < 0.01
+    page.locator("[title*='Choose moments and units']").first.click()
+    page.mouse.move(*at(0.3, 0.5))
+    page.mouse.down()
+    for x, y in ((0.45, 0.6), (0.6, 0.7)):
+        page.mouse.move(*at(x, y), steps=5)
+    page.mouse.up()
+    page.locator("text=/1 chosen moment, .* s; \\d chosen unit/").wait_for()
+    wait_for(lambda: yellow() > 0.05)
+    moments, units = (dict(parse_qsl(urlparse(page.url).query)).get(key) for key in ("moments", "chosen_units"))
+    start, stop = (float(t) for t in moments.split(":"))
+    assert 0 <= start < stop <= 200 and 1 <= len(units.split(",")) < 6
+
+    link = page.get_by_role("link", name="Masking")
+    assert dict(parse_qsl(urlparse(link.get_attribute("href")).query)) == {
+        "app": "masking", "data": str(small), "start": moments.split(":")[0]}
+    page.get_by_role("button", name="Clear").click()
+    link.wait_for(state="hidden")
+    wait_for(lambda: yellow() < 0.01)
+    wait_for(lambda: "moments=&" in page.url)
+    page.goto(f"{hub}/apps?app=raster&data={small}&moments={moments}&chosen_units={units}")
+    page.locator("text=/1 chosen moment, .* s; \\d chosen unit/").wait_for()
+    page.get_by_role("link", name="Masking").click()
+    page.locator("text=Share hidden by region").first.wait_for()
+    assert "app=masking" in page.url

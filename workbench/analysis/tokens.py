@@ -5,11 +5,14 @@
 Every view is turned back into spikes, so that what it loses is seen and not argued. Sources of the views: NDT1 (bins:
 Ye & Pandarinath 2021), NDT2 (patches: Ye et al. 2023), POYO (spikes: Azabou et al. 2023), SPINT (neurons: Le et al.
 2025), Neuroformer (events: Antoniades et al. 2024).
+
+    model → reading_of → Reading → tokens_in(session, reading, start, stop) → Tokens, as the raster draws them
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,11 +20,118 @@ import torch
 from torch import Tensor
 
 from workbench.batch import Reader, SpikeBatch
-from workbench.errors import BadRecording
-from workbench.session import Session
+from workbench.errors import BadRecording, WorkbenchError
+from workbench.session import Session, overlap
 from workbench.windows import sliding
 
 VIEWS = ("bins", "patches", "spikes", "neurons", "events")
+
+
+class Reading(NamedTuple):
+    """How spikes become tokens: one of VIEWS, and its measures; by default those that `compare` has.
+
+    bin_size: seconds. k: units a patch. width: seconds of one neuron's token. window: seconds that a model sees at
+    once, chunk: seconds of the steps in which it takes single spikes together; 0 where there is no model.
+    """
+
+    view: str
+    bin_size: float = 0.02
+    k: int = 8
+    width: float = 1.0
+    window: float = 0.0
+    chunk: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """Seconds from one token of a unit to the next; 0 for tokens that are single spikes."""
+        return {"bins": self.bin_size, "patches": self.bin_size, "neurons": self.width}.get(self.view, 0.0)
+
+    @property
+    def holds(self) -> str:
+        """What one token is, in words."""
+        each = f"{1e3 * self.bin_size:g} ms"
+        return {"bins": f"the counts of all units in {each}",
+                "patches": f"the counts of {self.k} neighbouring units of the table in {each}",
+                "spikes": "one spike: its unit and its time",
+                "neurons": f"one unit: its counts in {round(self.width / self.bin_size)} bins of {each}",
+                "events": "one spike: its unit and the time since the spike before"}[self.view]
+
+
+class Tokens(NamedTuple):
+    """Tokens of one stretch of a recording. Those of counts have columns of time and rows of units; others are spikes.
+
+    starts, stops [T] seconds; rows [N] the token of each unit in a column; counts [T, R] spikes in each token.
+    times [S] seconds and units [S] rows of the unit table, in order of time, of tokens that are single spikes.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+    rows: np.ndarray
+    counts: np.ndarray
+    times: np.ndarray
+    units: np.ndarray
+
+    def __len__(self) -> int:
+        return self.counts.size + len(self.times)
+
+
+def reading_of(model) -> Reading:
+    """What a model makes of spikes. WorkbenchError for one that reads none."""
+    if not model.spikes:
+        raise WorkbenchError(f"model {model.name!r} reads calcium traces, so that no token of it holds spikes; choose "
+                             "another run or another view")
+    bin_size, window = model.bin_size or Reading("").bin_size, getattr(model, "recent", model.window)
+    if model.takes == "patches":
+        return Reading("patches", bin_size, model.patches.size, window=window)
+    if model.takes == "neurons" and model.bin_size is None:             # NuCLR: tokens are patches of one neuron
+        return Reading("neurons", model.patch / model.patch_bins, width=model.patch, window=window)
+    if model.takes == "neurons":
+        return Reading("neurons", bin_size, width=model.lags * bin_size, window=window)
+    chunk = getattr(model, "chunk", None) or getattr(model, "step", None) or model.bin_size or 0.0
+    return Reading(model.takes, bin_size, window=window, chunk=chunk if model.takes in ("spikes", "events") else 0.0)
+
+
+def tokens_in(session: Session, reading: Reading, start: float, stop: float) -> Tokens:
+    """The tokens that have a part in [start, stop) seconds, read by the views of `SpikeBatch`.
+
+    Their grid begins at the start of each valid interval; what is left of one at its end, less than a token, has none.
+    Single spikes are those in [start, stop) and in valid time.
+    """
+    n, reader = len(session.units), Reader([session])
+    rows = {"bins": np.zeros(n, int), "patches": np.arange(n) // reading.k}.get(reading.view, np.arange(n))
+    starts, counts = [np.empty(0)], [np.empty((0, int(rows.max(initial=-1)) + 1))]
+    times, units = [np.empty(0)], [np.empty(0, int)]
+    for first, last in pieces(session.intervals, start, stop, reading.step) if n else ():
+        if not reading.step:
+            batch = reader.read([0], [first], last - first)
+            events = batch.events() if reading.view == "events" else None
+            times.append(first + (batch.times.double() if events is None else events.dt.double().cumsum(0)).numpy())
+            units.append((batch.units if events is None else events.units).numpy())
+            continue
+        columns = round((last - first) / reading.step)
+        starts.append(at := first + reading.step * np.arange(columns))
+        if reading.view == "neurons":
+            batch = reader.read(np.zeros(columns, int), at, reading.step)
+            found = batch.neurons(reading.bin_size).sum(1).view(columns, n)
+        else:
+            batch = reader.read([0], [first], columns * reading.step)
+            found = batch.counts(reading.step).sum(1)[0, :, None] if reading.view == "bins" else (
+                batch.patches(reading.k, reading.step).sum(3)[0])
+        counts.append(found.numpy())
+    starts = np.concatenate(starts)
+    return Tokens(starts, starts + reading.step, rows, np.concatenate(counts), *map(np.concatenate, (times, units)))
+
+
+def pieces(intervals: np.ndarray, start: float, stop: float, step: float = 0.0) -> np.ndarray:
+    """The parts [n, 2] of [start, stop) in valid `intervals` [m, 2], rounded out to whole steps from an interval's
+    start, of which none reaches beyond its end."""
+    found = overlap(intervals, np.array([[start, stop]]))
+    if not step or not len(found):
+        return found
+    begins, ends = intervals[np.searchsorted(intervals[:, 0], found[:, 0], side="right") - 1].T
+    last = np.minimum(np.ceil((found[:, 1] - begins) / step - 1e-6), np.floor((ends - begins) / step + 1e-6))
+    first = np.floor((found[:, 0] - begins) / step + 1e-6)
+    return np.stack([begins + first * step, begins + last * step], axis=1)[last > first]
 
 
 def some_windows(session: Session, window: float = 1.0, number: int = 64) -> SpikeBatch:

@@ -11,7 +11,7 @@ from pathlib import Path
 import panel as pn
 
 from workbench.apps._example import EXAMPLE
-from workbench.apps._run_facts import opened_by, openers, recipe_of, reports
+from workbench.apps._run_facts import opened_by, openers, reports
 from workbench.display import LINK, address
 from workbench.training import storage
 from workbench.training.run import Run
@@ -29,7 +29,7 @@ def shown_in(but: str, data: str, session: str, moments: str, units: str = "", r
     trained = run if run != EXAMPLE else ""
     folder = Path(trained).parent if trained else Path("runs")
     told = {"raster": {"data": data, **({"run": trained} if trained else {}), **chosen}}
-    told |= {name: {**where, **chosen} for name, where in _of_runs(data, run, folder).items()}
+    told |= {name: {**where, **chosen} for name, where in _of_runs(session, run, folder).items()}
     if "latents" in told:
         told["latents"]["chosen_in"] = session
     if moments:
@@ -44,7 +44,7 @@ def shown_in(but: str, data: str, session: str, moments: str, units: str = "", r
     return "<b>Show what is chosen in</b> " + " · ".join(links)
 
 
-def _of_runs(data: str, run: str, folder: Path) -> dict[str, dict[str, str]]:
+def _of_runs(session: str, run: str, folder: Path) -> dict[str, dict[str, str]]:
     """The dashboards of a model that has seen this recording: the run itself first, then the newest in the folder."""
     if run == EXAMPLE:
         return {name: {"run": EXAMPLE} for name in ("latents", "attribution")}
@@ -52,8 +52,7 @@ def _of_runs(data: str, run: str, folder: Path) -> dict[str, dict[str, str]]:
     for name in ("latents", "attribution"):
         can = opened_by(name, folder)
         for place in [run] * (run in can) + can:
-            recipe = recipe_of(place)
-            known = () if recipe is None else [recipe.data] if isinstance(recipe.data, str) else recipe.data
-            if name not in found and data in known:
-                found[name] = {"run": place, "session": data}
+            known = (storage.read_json(storage.place(place) / "resolved.json") or {}).get("recordings", ())
+            if name not in found and any(each["id"] == session for each in known):
+                found[name] = {"run": place, "session": session}
     return found

@@ -1,6 +1,7 @@
 """The raster: every spike of a recording, with its trials and behaviour on the same time axis.
 
-    session → CountPyramid → shades, one row a unit; beneath: population rate, trials, series
+    session → CountPyramid → shades, one row a unit; over them the tokens that a model makes of them (`_tokens`), and
+    what is chosen (`_selection`); beneath: split, population rate, trials, series (`_beneath`)
 
 The last line of a cell is `Raster(session)`; `panel serve workbench/apps/raster.py` serves it alone, and the hub
 (`main.py`) as `?app=raster`. Only what is in view is counted (`workbench.analysis.raster`), so ten million spikes pan
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import html
 from functools import partial
+from pathlib import Path
 
 import holoviews as hv
 import holoviews.plotting.bokeh  # registers the backend, which is all that a server needs
@@ -18,65 +20,99 @@ import numpy as np
 import pandas as pd
 import panel as pn
 import param
-from bokeh.models import CustomJSHover, HoverTool, WheelZoomTool
-from holoviews.streams import PlotSize, RangeXY
+from bokeh.events import SelectionGeometry
+from bokeh.models import BoxSelectTool, CustomJS, CustomJSHover, HoverTool, WheelZoomTool
+from holoviews.streams import Params, PlotSize, RangeXY
 
-from workbench.analysis.raster import CountPyramid, envelope, population_rate, resample, shade, sort_units, unit_columns
+from workbench.analysis.raster import CountPyramid, shade, sort_units, unit_columns
+from workbench.apps import _selection, _tokens
+from workbench.apps._beneath import Beneath, parts_of
+from workbench.apps._marks import Drawn, Marks
+from workbench.apps._shown_in import shown_in
 from workbench.colors import CATEGORIES, row_colors
-from workbench.display import Dashboard, Text, built, served
+from workbench.display import Dashboard, Text, alert, built, served
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.selection import parsed, parsed_units
 from workbench.session import Session, overlap
+from workbench.training.run import Run
 
 SHADES = 24                                                             # steps from few spikes to most
 MARGIN = 92                                                             # pixels beside every plot, so that times align
 AXIS = 56                                                               # pixels of the time axis above the raster
+AT_LEAST = """
+const {start, end, min_interval} = cb_obj, middle = (start + end) / 2
+if (end - start < 0.999 * min_interval)
+  cb_obj.setv({start: middle - min_interval / 2, end: middle + min_interval / 2})
+"""
+STATE = ("sort", "color", "series", "window", "tokens", "run", "moments", "chosen_units")      # in the address
 
 
 class Raster(Dashboard):
     """Pan and zoom over a session's spikes.
 
     sort: "table order", "region", "rate" or a column of `session.units`; color: the same, or "none". series: names of
-    the series drawn beneath. window: (start, stop) in seconds, None for all. UnknownName for names that are not there.
+    the series drawn beneath. window: (start, stop) in seconds, None for all, or for the first of the chosen moments.
+    tokens: "none", a view of `workbench.analysis.tokens`, or "model". run: a `Run`, or the folder of a run or of a
+    saved model, whose split and tokens are shown. moments: "12.3:12.9,40:41" s and chosen_units: "a3,b7", what is
+    chosen.
+    UnknownName for names that are not there, WorkbenchError for what else cannot be.
     """
 
     sort = param.Selector(default="table order", objects=["table order"], doc="Units from the first row to the last")
     color = param.Selector(default="none", objects=["none"], doc="What the colour of a row says")
     series = param.ListSelector(default=[], objects=[], doc="Series beneath the raster")
     window = param.Range(default=None, allow_None=True, doc="Seconds in view; None: the whole recording")
+    tokens = param.Selector(default="none", objects=[*_tokens.CHOICES], doc="The tokens drawn over the spikes")
+    run = param.String(doc="Folder of the run or model whose split and tokens are shown")
+    moments = param.String(doc="Chosen stretches of time, as workbench.selection writes them")
+    chosen_units = param.String(doc="Ids of the chosen units")
     recording = param.String(doc="The catalog name or path that opens the session, for `code`")
     status = param.String(doc="What is drawn, from how much, at what resolution")
 
     def __init__(self, session: Session, *, sort: str | None = None, color: str = "region",
-                 series: list[str] | None = None, window: tuple[float, float] | None = None, **params):
+                 series: list[str] | None = None, window: tuple[float, float] | None = None, tokens: str = "none",
+                 run: str | Path | Run = "", moments: str = "", chosen_units: str = "", **params):
         super().__init__(**params)
-        self.session, self.pyramid = session, CountPyramid(session)
+        self.session, self.pyramid, run = session, CountPyramid(session), str(getattr(run, "path", run))
         self._columns, self._redrawing = unit_columns(session), False
+        self._beneath, self._layers, self._drawn = Beneath(session, self._span), _tokens.Layers(session), ""
+        self._choice = Params(parameters=[self.param[name] for name in ("tokens", "moments", "chosen_units")])
         if sort is None:
             sort = "region" if session.units["region"].nunique() > 1 else "table order"
         if series is None:
             narrow = [name for name, s in session.series.items() if s.values.shape[1] <= len(CATEGORIES)]
             series = (narrow or list(session.series))[:2]
+        self._plots, self._alerts = pn.Column(sizing_mode="stretch_width"), pn.Column(sizing_mode="stretch_width")
+        self._legend, self._split = (Text(sizing_mode="stretch_width", margin=(2, 10)) for _ in range(2))
+        self._open(run)
         for kind, what, names, known in [
             ("sort", "unit column to sort by", [sort], ["table order", *self._columns]),
             ("color", "unit column to colour by", [color], ["none", *self._columns]),
             ("series", "series", series, list(session.series)),
+            ("tokens", "view of tokens", [tokens], self.param.tokens.objects),
         ]:
             for name in names:
                 if name not in known:
                     raise UnknownName(what, name, known, where=f"session {session.id!r}")
             self.param[kind].objects = known
-        self._plots = pn.Column(sizing_mode="stretch_width")
-        self._legend = Text(sizing_mode="stretch_width", margin=(2, 10))
+        self._layers.reading(tokens)                                    # so that what is wrong with it is said here
+        self._chosen = parsed(moments), parsed_units(session, chosen_units)
+        if window is None and len(self._chosen[0]):
+            window = self._around(self._chosen[0])
         with param.parameterized.discard_events(self):
-            self.param.update(sort=sort, color=color, series=list(series), window=self._checked(window))
+            self.param.update(sort=sort, color=color, series=list(series), window=self._checked(window), tokens=tokens,
+                              run=run, moments=moments, chosen_units=chosen_units)
         self._rebuild()
 
     def code(self) -> str:
         """The cell that makes this view."""
         window = None if self.window is None else tuple(round(float(t), 4) for t in self.window)
+        more = "".join(f", {name}={getattr(self, name)!r}" for name in ("tokens", "run", "moments", "chosen_units")
+                       if getattr(self, name) != self.param[name].default)
         return (f"from workbench.apps.raster import Raster\nfrom workbench.catalog import open_recording\n\n"
                 f"session = open_recording({self.recording or self.session.id!r})\n"
-                f"Raster(session, sort={self.sort!r}, color={self.color!r}, series={self.series!r}, window={window})")
+                f"Raster(session, sort={self.sort!r}, color={self.color!r}, series={self.series!r}, window={window}"
+                f"{more})")
 
     def __panel__(self):
         s = self.session
@@ -89,41 +125,89 @@ class Raster(Dashboard):
         choose = pn.FlexBox(
             pn.widgets.Select.from_param(self.param.sort, label="Sort units by", width=170),
             pn.widgets.Select.from_param(self.param.color, label="Colour rows by", width=170),
-            pn.widgets.MultiChoice.from_param(self.param.series, label="Series beneath", width=360, solid=False))
+            pn.widgets.MultiChoice.from_param(self.param.series, label="Series beneath", width=300, solid=False),
+            pn.widgets.Select.from_param(self.param.tokens, label="Tokens", width=120),
+            pn.widgets.TextInput.from_param(self.param.run, label="Folder of a run or a saved model", width=270))
         status = Text(self.param.status, margin=(0, 10), sizing_mode="stretch_width",
                       styles={"font-variant-numeric": "tabular-nums", "font-size": "13px"})
-        changes = [self.param.window, self.param.sort, self.param.color, self.param.series]
-        code = pn.Card(Text(pn.bind(lambda *_: f"<pre>{html.escape(self.code())}</pre>", *changes)),
+        chosen = [self.param[name] for name in ("moments", "chosen_units", "run")]
+        clear = pn.widgets.Button(label="Clear", description="Choose no moments and no units", margin=(4, 10),
+                                  on_click=lambda _: self.param.update(moments="", chosen_units=""))
+        lead = lambda *what: shown_in("raster", self.recording, self.session.id, *what)
+        links = Text(pn.bind(lead, *chosen), margin=(10, 0))
+        about = pn.Row(clear, links, visible=pn.bind(lambda *both: any(both), *chosen[:2]))
+        code = pn.Card(Text(pn.bind(lambda *_: f"<pre style='white-space:pre-wrap'>{html.escape(self.code())}</pre>",
+                                    *(self.param[name] for name in STATE))),
                        title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
-        return pn.Column(title, choose, status, self._legend, self._plots, code, sizing_mode="stretch_width")
+        return pn.Column(title, choose, self._alerts, status, about, self._legend, self._split,
+                         self._plots, code, sizing_mode="stretch_width")
+
+    # The run, its split and its tokens.
+
+    def _open(self, run: str) -> None:
+        how = self._layers.open(run)
+        self._beneath.parts, self._split.object = parts_of(self.session, how)
+        self.param.tokens.objects = [*_tokens.CHOICES, *["model"] * bool(run)]
+
+    @param.depends("run", watch=True)
+    def _other_run(self) -> None:
+        self._alerts.clear()
+        try:
+            self._open(self.run)
+        except WorkbenchError as error:
+            self._alerts.append(alert(error))
+            return
+        self._other_tokens()                                            # there may be none of this one
+        self._rebuild()
+
+    @param.depends("tokens", watch=True)
+    def _other_tokens(self) -> None:
+        self._alerts.clear()
+        try:
+            self._layers.reading(self.tokens)
+        except WorkbenchError as error:
+            self.tokens = "none"                                        # comes here again, and clears the alerts
+            self._alerts.append(alert(error))
+        self._say()
+
+    # What is chosen.
+
+    @param.depends("moments", "chosen_units", watch=True)
+    def _choose(self) -> None:
+        self._chosen = parsed(self.moments), parsed_units(self.session, self.chosen_units)
+        self._say()
+
+    def _boxed(self, event: SelectionGeometry) -> None:
+        """A box dragged on the raster chooses moments and units."""
+        box = event.geometry
+        if event.final and box["type"] == "rect":
+            self.param.update(**_selection.of_a_box(self.session, [box[side] for side in ("x0", "y0", "x1", "y1")],
+                                                    (self.pyramid.start, self.pyramid.stop), self._order))
+
+    def _around(self, moments: np.ndarray) -> tuple[float, float]:
+        inside = moments[(moments[:, 1] > self.pyramid.start) & (moments[:, 0] < self.pyramid.stop)]
+        if not len(inside):
+            raise WorkbenchError(f"none of the chosen moments, {moments[0, 0]:g} to {moments[-1, 1]:g} s, lies in "
+                                 f"{self.session.id!r}, {self.pyramid.start:g} to {self.pyramid.stop:g} s")
+        return _selection.around(inside, (self.pyramid.start, self.pyramid.stop))
+
 
     @param.depends("sort", "color", "series", watch=True)
     def _rebuild(self) -> None:
-        self._order = sort_units(self.session, self.sort)
+        self._order = sort_units(self.session, self.sort, self._columns)
         self._groups, colors, self._legend.object = row_colors(
             self._columns.get(self.color), self.color, len(self._order))
         self._palette = [f"{color}{alpha:02x}" for color in colors
                          for alpha in [0, *np.linspace(48, 255, SHADES - 1).astype(int)]]
         view = RangeXY(x_range=self.window)                             # one for all plots: they show the same time
-        beneath = [("population", self._population, 84)] if len(self.session.spike_times) else []
-        if len(self.session.trials):
-            beneath.append(("trials", self._trials, 34))
-        wide = {}
-        for name in self.series:
-            columns = self.session.series[name].values.shape[1]
-            wide[name] = columns if columns > len(CATEGORIES) else 0
-            draw = self._wide_series if wide[name] else self._narrow_series
-            beneath.append((name, partial(draw, name), int(np.clip(2.5 * columns, 100, 320))))
         self._image(self.window, None, 1000, 400, 1.0)                  # so that the status is true before it is drawn
-        plots = [self._raster(view)]
-        for i, (name, draw, height) in enumerate(beneath, 1):
-            last, own = i == len(beneath), {"hooks": [self._frame, self._fit], "yticks": 3}
-            if draw == self._trials:
-                own = {"hooks": [self._frame], "yticks": [(0.5, "trials")]}
-            elif wide.get(name):                                        # columns run down, as the units do
-                own = {"hooks": [self._frame], "yticks": 3, "invert_yaxis": True, "ylim": (-0.5, wide[name] - 0.5)}
-            plots.append(hv.DynamicMap(draw, streams=[view]).opts(*self._options(
-                height + 46 * last, xaxis="bottom" if last else None, **own)))
+        plots, strips = [self._raster(view)], self._beneath.strips(self.series)
+        whole = self.pyramid.start, self.pyramid.stop
+        for i, strip in enumerate(strips, 1):
+            last, hooks = i == len(strips), [self._frame, *[self._fit] * strip.fit]
+            drawn = hv.DynamicMap(strip.draw, streams=[view]) if strip.moves else strip.draw(whole, None)
+            plots.append(drawn.opts(*self._options(
+                strip.height + 46 * last, xaxis="bottom" if last else None, hooks=hooks, **strip.options)))
         self._plots[:] = [pn.pane.HoloViews(p, sizing_mode="stretch_width", linked_axes=True, margin=0) for p in plots]
 
     @param.depends("window", watch=True)
@@ -151,18 +235,17 @@ class Raster(Dashboard):
 
     def _raster(self, view: RangeXY) -> hv.Overlay:
         n = max(len(self._order), 1)
-        height = int(np.clip(3 * n, 200, 520)) if len(self.session.spike_times) else 130
+        height = int(np.clip(3 * n, 250, 520)) if len(self.session.spike_times) else 130
         height, ticks, borders = self._blocks(height)
-        image = hv.DynamicMap(self._image, streams=[view, PlotSize(width=1000, height=height, scale=1.0)])
-        marks = hv.DynamicMap(self._marks, streams=[view])
+        image = hv.DynamicMap(self._image, streams=[view, PlotSize(width=1000, height=height, scale=1.0), self._choice])
         lines = [hv.HLine(y).opts(color="#00000066", line_width=0.7) for y in borders]
-        return hv.Overlay([image, marks, *lines]).collate().opts(
+        return hv.Overlay([image, *lines]).collate().opts(
             *self._options(height, main=True, hooks=[self._frame, partial(self._raster_frame, n)], xaxis="top",
                            ylabel="unit" if self.sort == "table order" else f"units by {self.sort}",
                            yticks=ticks or None, ylim=(-0.5, n - 0.5), invert_yaxis=True, show_legend=False),
             hv.Options("Image", cmap=self._palette, clim=(-0.5, len(self._palette) - 0.5)))
 
-    def _image(self, x_range, y_range, width, height, scale) -> hv.Image:
+    def _image(self, x_range, y_range, width, height, scale, **chosen) -> hv.Image:
         n = len(self._order)
         top, bottom = sorted(y_range) if y_range else (-0.5, n - 0.5)
         first, last = max(int(np.floor(top + 0.5)), 0), min(int(np.ceil(bottom + 0.5)), n)
@@ -196,26 +279,34 @@ class Raster(Dashboard):
         finer = f" · spike times are known to {1e3 * known:.3g} ms only" if known > width else ""
         simulated = "<b>SIMULATED</b> · " if self.session.simulated else ""
         whole = (self.pyramid.start, self.pyramid.stop)
+        self._drawn = (f"{simulated}{units:,} of {n:,} units{shared} · {spikes} · "
+                       f"{window[0]:,.2f} to {window[1]:,.2f} s{gaps}{finer}")
         self._redrawing = True                                          # the plot moved the window, not the other way
         try:
-            self.param.update(
-                status=f"{simulated}{units:,} of {n:,} units{shared} · {spikes} · "
-                       f"{window[0]:,.2f} to {window[1]:,.2f} s{gaps}{finer}",
-                window=None if np.allclose(window, whole, atol=1e-6, rtol=0) else window)
+            self.window = None if np.allclose(window, whole, atol=1e-6, rtol=0) else window
         finally:
             self._redrawing = False
+        self._say()
 
-    def _marks(self, x_range, y_range) -> hv.Overlay:
-        """Where the recording is not valid, and where trials start while they can be told apart."""
-        start, stop = self._span(x_range)
+    def _say(self) -> None:
+        """What is drawn, in a line; which tokens, and what is chosen, in two more where there are any."""
+        layer = self._layers.at(self.tokens, *self._span(None), self._order)
+        said = self._drawn, layer and layer.says, _selection.told(*self._chosen)
+        self.status = "<br>".join(filter(None, said))
+
+    def _marks(self, start: float, stop: float, rows: float) -> Drawn:
+        """Where the recording is not valid, what is chosen, where trials start while they can be told apart, tokens."""
         valid = self.session.intervals
         gaps = np.stack([[self.pyramid.start, *valid[:, 1]], [*valid[:, 0], self.pyramid.stop]], axis=1)
         seen = (gaps[:, 1] - gaps[:, 0] > (stop - start) / 2000) & (gaps[:, 1] > start) & (gaps[:, 0] < stop)
         onsets = self.session.trials["start"].to_numpy(float)
         onsets = onsets[(onsets >= start) & (onsets < stop)]
-        return hv.Overlay([
-            hv.VSpans(gaps[seen][:1000]).opts(color="#9a9a9a", alpha=0.25, line_alpha=0),
-            hv.VLines(onsets if len(onsets) <= 60 else []).opts(color="#00000055", line_width=0.8, line_dash="dotted")])
+        n, (moments, units) = len(self._order), self._chosen
+        shown = Drawn(over=[(a, -0.5, b, n - 0.5, "#9a9a9a40", _selection.CLEAR) for a, b in gaps[seen][:1000]],
+                      lines=[(t, -0.5, t, n - 0.5, "#00000050", 0.8) for t in onsets if len(onsets) <= 60])
+        layer = self._layers.at(self.tokens, start, stop, self._order)
+        return shown + _selection.bands(moments, start, stop, units, self._order) + (
+            layer.draw(rows) if layer else Drawn())
 
     def _blocks(self, height: int) -> tuple[int, list, list]:
         """The height, ticks in the middle of, and lines between, rows of one name, where units are sorted by names."""
@@ -235,61 +326,12 @@ class Raster(Dashboard):
         self._margin = max(MARGIN, 28 + round(6.5 * max(len(name) for _, name in ticks)))
         return height, ticks, [a - 0.5 for a in starts[1:]]
 
-    # What lies beneath it.
-
-    def _population(self, x_range, y_range) -> hv.Overlay:
-        start, stop = self._span(x_range)
-        edges = np.linspace(start, stop, int(np.clip((stop - start) / 0.02, 1, 300)) + 1)         # 20 ms or wider
-        rate = population_rate(self.session.spike_times, self.session.intervals, edges) / max(len(self._order), 1)
-        line = hv.Curve(((edges[:-1] + edges[1:]) / 2, rate), "time", "population").opts(
-            color="#333333", line_width=1, interpolation="steps-mid", ylabel="spikes/s\nper unit")
-        return hv.Overlay([line])
-
-    def _trials(self, x_range, y_range) -> hv.Overlay:
-        start, stop = self._span(x_range)
-        trials = self.session.trials
-        seen = np.flatnonzero((trials["stop"] > start) & (trials["start"] < stop))
-        seen = seen[::max(-(-len(seen) // 2000), 1)]                    # beyond that, thinner than a pixel
-        says = [c for c in trials.columns if c not in ("start", "stop")][:8]
-        told = zip(seen, trials["start"].iloc[seen], trials["stop"].iloc[seen],
-                   trials[says].iloc[seen].astype(str).itertuples(index=False), strict=True)
-        rows = [(a, 0, b, 1, i, *more) for i, a, b, more in told]
-        return hv.Overlay([
-            hv.Rectangles([row for row in rows if row[4] % 2 == turn], ["time", "low", "until", "high"],
-                          ["trial", *says]).opts(color=color, line_alpha=0, tools=["hover"], ylabel="")
-            for turn, color in enumerate(["#88a6c4", "#c5d3e2"])])
-
-    def _narrow_series(self, name: str, x_range, y_range) -> hv.Overlay:
-        """One line a column."""
-        s = self.session.series[name]
-        times, values = envelope(s.times, s.values, *self._span(x_range))
-        columns = s.columns or range(values.shape[1])
-        labels = [str(column) for column in columns] if len(columns) > 1 else [""]      # one needs no legend
-        return hv.Overlay([
-            hv.Curve((times, values[:, i]), "time", name, label=label).opts(
-                color=CATEGORIES[i], line_width=1, ylabel=_label(name, s.unit))
-            for i, label in enumerate(labels)]).opts(legend_position="right", legend_opts={
-                "label_text_font_size": "8pt", "padding": 2, "spacing": 0, "margin": 4, "border_line_alpha": 0,
-                "label_height": 12, "glyph_height": 12, "glyph_width": 12})
-
-    def _wide_series(self, name: str, x_range, y_range) -> hv.Overlay:
-        """One row a column, the first on top, and a bar that says which colour is which value."""
-        s, (start, stop) = self.session.series[name], self._span(x_range)
-        values = resample(s.times, s.values, start, stop, 600)
-        low, high = np.nanpercentile(values, [1, 99]) if np.isfinite(values).any() else (0, 1)
-        rows = values.shape[1]
-        middles = np.linspace(start, stop, 601)[:-1] + (stop - start) / 1200
-        return hv.Overlay([hv.Image((middles, np.arange(rows), values.T), ["time", "column"], name,
-                                    bounds=(start, -0.5, stop, rows - 0.5)).opts(
-            cmap="viridis", clim=(low, max(high, low + 1e-9)), ylabel=name, clabel=s.unit, colorbar=True,
-            colorbar_opts={"width": 10, "padding": 4, "major_label_text_font_size": "8pt"})])
-
     # Shared by all plots.
 
     def _options(self, height: int, main: bool = False, **options) -> tuple:
         """Options of one plot: time is panned and zoomed, and only the raster has the tools and the axis beside it."""
         tools = {"default_tools": ["box_zoom", "reset", "save"] if main else [],
-                 "tools": ["xpan", "xwheel_zoom", *(["hover"] if main else [])],
+                 "tools": ["xpan", "xwheel_zoom", *(["box_select", "hover"] if main else [])],
                  "active_tools": ["xpan", "xwheel_zoom"]}
         whole = self.window or (self.pyramid.start, self.pyramid.stop)
         return (hv.Options("Overlay", height=height, responsive=True, xlim=whole, xlabel="time (s)", show_title=False,
@@ -300,7 +342,12 @@ class Raster(Dashboard):
     def _frame(self, plot, element) -> None:
         """Times aligned under each other, and no way out of the recording."""
         plot.state.update(min_border_left=self._margin, min_border_right=MARGIN, min_border_top=4, min_border_bottom=4)
-        plot.handles["x_range"].update(bounds=(self.pyramid.start, self.pyramid.stop), min_interval=0.01)
+        time = plot.handles["x_range"]
+        time.update(bounds=(self.pyramid.start, self.pyramid.stop), min_interval=0.01)
+        if not time.js_property_callbacks:                              # this hook runs at every redraw
+            for end in ("start", "end"):                                # a wheel that keeps no focus goes below it
+                time.js_on_change(end, CustomJS(code=AT_LEAST))
+        plot.state.toolbar.logo = None
         for tool in plot.state.select(type=WheelZoomTool):
             tool.maintain_focus = False                                 # else zooming out stops short of the whole
         if hasattr(plot.handles["yaxis"].ticker, "num_minor_ticks"):
@@ -315,28 +362,31 @@ class Raster(Dashboard):
             plot.handles["y_range"].update(start=low - pad, end=high + pad)
 
     def _raster_frame(self, n: int, plot, element) -> None:
-        plot.handles["y_range"].update(bounds=(-0.5, n - 0.5), min_interval=1)
+        row = plot.handles["y_range"]
+        row.update(bounds=(-0.5, n - 0.5), min_interval=1)
+        if "marks" not in plot.handles:
+            plot.handles["marks"] = Marks(plot.state)
+        plot.handles["marks"].show(self._marks(*self._span(None), abs(row.end - row.start)))
         ticker = plot.handles["yaxis"].ticker
         if hasattr(ticker, "min_interval"):
             ticker.min_interval = 1                                     # no unit 89.5
         hover = next(iter(plot.state.select(type=HoverTool)), None)
         if hover is None or "units" in hover.tags:                      # this hook runs at every redraw
             return
-        units, rates = self.session.units, self.session.rates()
+        units, rates = self.session.units, self._columns["rate"]
         said = [f"{units['id'][u]} · {units['region'][u]} · {rates[u]:.2f} spikes/s" for u in self._order]
-        hover.update(tags=["units"],
+        plot.state.on_event(SelectionGeometry, self._boxed)
+        for tool in plot.state.select(type=BoxSelectTool):              # it only says where the box is
+            tool.update(renderers=[], description="Choose moments and units: drag a box over them")
+        hover.update(tags=["units"], visible=False,
                      tooltips=[("unit", "$y{custom}"), ("time", "$x{0.000} s"), ("spikes here", "@spikes")],
                      formatters={"$y": CustomJSHover(args={"said": said},
                                                      code="return said[Math.round(special_vars.y)] ?? ''")})
 
 
-def _label(name: str, unit: str) -> str:
-    return f"{name}\n({unit})" if unit else name
-
-
 def app() -> pn.viewable.Viewable:
     """The served page: a new state for every visitor."""
-    return served("Raster", Raster, state=("sort", "color", "series", "window"))
+    return served("Raster", Raster, state=STATE)
 
 
 if pn.state.served:

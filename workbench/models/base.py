@@ -49,6 +49,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     bin_size  seconds of its bins, for a model of binned counts: its windows are aligned with the target's samples
     reads     series besides the target that its batches have to carry
     spikes    whether it sees spikes; a model of calcium traces does not
+    takes     the view of the batch that its tokens are made of: bins, patches, spikes, neurons or events
     rows_lr   learning rate at which rows of new units and sessions are learned (`workbench.adapt`)
     locked    whether its windows begin with the target's samples, as those of pictures do, and not anywhere
     slower    what begins the names of parameters → the share of the learning rate at which they learn
@@ -62,6 +63,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     bin_size: float | None = None
     reads: Sequence[str] = ()
     spikes: bool = True
+    takes: str = "bins"
     rows_lr: float = 5e-3
     locked: bool = False
     slower: Mapping[str, float] = MappingProxyType({})

@@ -56,6 +56,7 @@ class NDT2(SpikeModel):
 
     name = "ndt2"
     decodes = reconstructs = embeds = True
+    takes = "patches"
 
     def __init__(self, *, sessions: Sequence[str], target: str | None = None, outputs: int = 0,
                  mean: Sequence[float] = (), scale: Sequence[float] = (), bin_size: float = 0.02, window: float = 1.0,

@@ -47,6 +47,7 @@ class NDT3(SpikeModel):
 
     name = "ndt3"
     decodes = forecasts = True
+    takes = "patches"
     SIZES: ClassVar = {"45M": dict(dim=1024, depth=6, heads=8), "350M": dict(dim=2048, depth=12, heads=16)}
 
     def __init__(self, *, target: str | None = None, outputs: int = 0, mean: Sequence[float] = (),

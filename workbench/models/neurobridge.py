@@ -62,6 +62,7 @@ class NeuroBridge(SpikeModel):
 
     name = "neurobridge"
     reconstructs = embeds = True
+    takes = "spikes"
     rows_lr = 5e-2                                                      # rows start at a scale of 0.2
     SIZES: ClassVar = {"2m": dict(width=128, depth=8, heads=4), "10m": dict(width=256, depth=12, heads=8),
                        "30m": dict(width=448, depth=12, heads=8), "100m": dict(width=832, depth=12, heads=8)}

@@ -34,6 +34,7 @@ class NeuroBridgeDecoder(SpikeModel):
 
     name = "neurobridge_decoder"
     decodes = embeds = True
+    takes = "spikes"
     rows_lr = NeuroBridge.rows_lr
 
     def __init__(self, *, encoder: Mapping, target: str, outputs: int, mean: Sequence[float], scale: Sequence[float],

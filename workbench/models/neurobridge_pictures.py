@@ -59,6 +59,7 @@ class NeuroBridgePictures(SpikeModel):
 
     name = "neurobridge_pictures"
     embeds = True
+    takes = "spikes"
     locked = True
     slower = MappingProxyType({"encoder.": 0.1,                         # in stage 2, lest it forgets
                                "votes.": 0.1})                          # which are good from the start
@@ -79,6 +80,7 @@ class NeuroBridgePictures(SpikeModel):
             raise WorkbenchError(f"a window of {window:g} s is no whole number of steps of {step:g} s; choose others")
         self.windows = {region: tuple(each) for region, each in (windows or {}).items()}
         self.encoder = NeuroBridge(**encoder)
+        self.chunk = self.encoder.chunk
         if unknown := {*self.windows} - {*self.encoder.regions.all}:
             raise WorkbenchError(f"no unit is in {', '.join(sorted(unknown))}; windows= may name "
                                  f"{', '.join(self.encoder.regions.all) or 'no region, for none is known'}")

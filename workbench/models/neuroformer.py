@@ -63,6 +63,7 @@ class Neuroformer(SpikeModel):
 
     name = "neuroformer"
     generates = forecasts = embeds = True
+    takes = "events"
 
     def __init__(self, *, units: Sequence[str], behavior: Mapping[str, Mapping[str, Any]] | None = None,
                  frames: str | None = None, frame_size: Sequence[int] = (), bin_size: float = 0.05, past: float = 0.15,

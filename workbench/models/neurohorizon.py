@@ -70,6 +70,7 @@ class NeuroHorizon(SpikeModel):
 
     name = "neurohorizon"
     forecasts = True
+    takes = "spikes"
     rows_lr = 5e-2
 
     def __init__(self, *, units: Sequence[str], bin_size: float = 0.02, chunk: float = 0.1, history: float = 10.0,

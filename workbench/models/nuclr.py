@@ -38,6 +38,7 @@ class NuCLR(SpikeModel):
 
     name = "nuclr"
     embeds = True
+    takes = "neurons"
 
     def __init__(self, *, bin_size: float = 0.02, patch: float = 1.0, view: float = 10.0, dim: int = 256,
                  heads: int = 4, temporal: int = 2, spatial: int = 2, dropout: float = 0.2, keep: float = 0.5,

@@ -48,6 +48,7 @@ class POSSM(SpikeModel):
 
     name = "possm"
     decodes = embeds = True
+    takes = "spikes"
     SIZES: ClassVar = {f"{core}-{size}": {"core": core, **_SIZES[size]} for core, size in product(CORES, _SIZES)}
 
     def __init__(self, *, units: Sequence[str], sessions: Sequence[str], target: str, outputs: int,

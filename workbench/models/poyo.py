@@ -41,6 +41,7 @@ class POYO(SpikeModel):
 
     name = "poyo"
     decodes = embeds = True
+    takes = "spikes"
     SIZES: ClassVar = {
         "1.3M": dict(dim=64, depth=6, latents=16, cross_heads=2, attention_dropout=0.2),
         "11.8M": dict(dim=128, depth=24, latents=32, cross_heads=4, attention_dropout=0.2),
@@ -52,7 +53,7 @@ class POYO(SpikeModel):
                  head_dim: int = 64, cross_heads: int = 1, self_heads: int = 8, dropout: float = 0.4,
                  ffn_dropout: float = 0.2, attention_dropout: float = 0.0, t_min: float = 1e-4, t_max: float = 2.0627):
         super().__init__()
-        self.target, self.window = target, window
+        self.target, self.window, self.step = target, window, step
         self.units, self.sessions = Vocabulary("unit", units, dim), Vocabulary("session", sessions, dim)
         self.types = nn.Parameter(torch.randn(TYPES, dim) * 0.02)
         self.latents = nn.Parameter(torch.randn(latents, dim) * 0.02)

@@ -43,6 +43,7 @@ class SPINT(SpikeModel):
 
     name = "spint"
     decodes = True
+    takes = "neurons"
 
     def __init__(self, *, sessions: Sequence[str], units: Sequence[str], target: str, outputs: int,
                  mean: Sequence[float], scale: Sequence[float], bin_size: float = 0.02, history: float = 1.0,
