@@ -9,7 +9,7 @@ import pandas as pd
 import panel as pn
 import pytest
 from bokeh.events import SelectionGeometry
-from bokeh.models import ColorBar, Plot
+from bokeh.models import ColorBar, ColumnDataSource, Plot
 
 from tests.apps.browsing import colours, serving, wait_for
 from workbench import Series, Session, models
@@ -265,6 +265,14 @@ def test_patches_are_drawn_where_their_units_are_sorted_to():
     raster.sort = "table order"
     assert "of one colour" not in raster.status
     assert len(raster._layers.at("patches", 10, 11, raster._order).draw(12).under) == 2
+
+
+@pytest.mark.parametrize("sort", ["rate", "region", "table order"])
+def test_the_marks_are_in_the_figure_however_rows_are_sorted(sort):
+    plot = figures(Raster(recording(), sort=sort, tokens="bins", moments="10:11", window=(10, 12)))[0]
+    assert plot.y_range.start > plot.y_range.end                        # the first row on top
+    [lines] = [source.data for source in plot.select({"type": ColumnDataSource}) if "x0" in source.data]
+    assert sum(color == _tokens.LINE for color in lines["color"]) == 101
 
 
 @pytest.mark.parametrize("view", ["spikes", "events"])

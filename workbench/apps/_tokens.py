@@ -130,7 +130,7 @@ class Layer:
             (np.union1d(tokens.starts.round(9), tokens.stops.round(9)), LINE, 0.8),
             (self._edges(self.reading.chunk), STEP, 1.2), (self._edges(self.reading.window), "#000000", 2.0))
             for t in times]
-        if self.reading.view == "neurons" and rows <= 100:              # else lines would hide the spikes
+        if self.reading.view == "neurons" and rows <= 50:                # else lines would hide the spikes
             lines += [(start, row - 0.5, stop, row - 0.5, LINE, 0.7) for row in range(n + 1)]
         points = tokens.times, np.argsort(self.order)[tokens.units]
         return Drawn(under=self._patches(rows), lines=lines, points=points, path=self.reading.view == "events")

@@ -233,13 +233,14 @@ class Raster(Dashboard):
 
     # The raster itself.
 
-    def _raster(self, view: RangeXY) -> hv.Overlay:
+    def _raster(self, view: RangeXY) -> hv.DynamicMap:
         n = max(len(self._order), 1)
         height = int(np.clip(3 * n, 250, 520)) if len(self.session.spike_times) else 130
         height, ticks, borders = self._blocks(height)
-        image = hv.DynamicMap(self._image, streams=[view, PlotSize(width=1000, height=height, scale=1.0), self._choice])
         lines = [hv.HLine(y).opts(color="#00000066", line_width=0.7) for y in borders]
-        return hv.Overlay([image, *lines]).collate().opts(
+        draw = lambda **seen: hv.Overlay([self._image(**seen), *lines])  # an overlay even where there are no lines
+        size = PlotSize(width=1000, height=height, scale=1.0)
+        return hv.DynamicMap(draw, streams=[view, size, self._choice]).opts(
             *self._options(height, main=True, hooks=[self._frame, partial(self._raster_frame, n)], xaxis="top",
                            ylabel="unit" if self.sort == "table order" else f"units by {self.sort}",
                            yticks=ticks or None, ylim=(-0.5, n - 0.5), invert_yaxis=True, show_legend=False),
