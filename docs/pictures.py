@@ -12,6 +12,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -176,6 +177,7 @@ def main(asked: list[str]) -> None:
     """Take the pictures asked for, all without a name."""
     if unknown := set(asked) - set(PICTURES):
         raise SystemExit(f"pictures: there is no {', '.join(unknown)}; there are {', '.join(PICTURES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))               # so that the server ends too
     trained()
     OUT.mkdir(exist_ok=True)
     with served() as hub, browser() as page:
