@@ -12,6 +12,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -65,10 +66,10 @@ def lasso(page) -> None:
     page.locator('[title="Box Select"]').first.click()
     box = page.locator(".bk-Figure").first.bounding_box()
     at = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])
-    page.mouse.move(*at(0.70, 0.15))
+    page.mouse.move(*at(0.16, 0.12))
     page.mouse.down()
-    page.mouse.move(*at(0.85, 0.50), steps=5)
-    page.mouse.move(*at(0.93, 0.80), steps=5)
+    page.mouse.move(*at(0.25, 0.50), steps=5)
+    page.mouse.move(*at(0.36, 0.85), steps=5)
     page.mouse.up()
     page.mouse.move(5, 5)
     page.locator("text=laid end to end").or_(page.locator("text=the raster shows")).first.wait_for()
@@ -87,12 +88,12 @@ def decoded(page) -> None:
 
 
 PICTURES = {
-    "hub": Picture({}, "Recordings", 645),
+    "hub": Picture({"folder": RUNS}, "Recordings", 720),
     "raster": Picture({"app": "raster", "data": "reach-sim", "sort": "region", "color": "depth", "window": "100,115"},
                       "100.00 to 115.00 s", 1090),
     "masking": Picture({"app": "masking", "data": "reach-sim", "run": f"{RUNS}/masked", "mode": "neuron",
                         "ratio": "0.4"}, "filled in by neurobridge", 1080),
-    "latents": Picture({"app": "latents", "run": f"{RUNS}/masked", "color": "hand_vel.speed"},
+    "latents": Picture({"app": "latents", "run": f"{RUNS}/masked", "folder": RUNS, "color": "hand_vel.speed"},
                        "told from the points", 1270, lasso),
     "attribution": Picture({"app": "attribution", "run": "example", "folder": RUNS, "region": "PLAN"},
                            "Integrated gradients of the log-likelihood", 845),
@@ -162,10 +163,11 @@ def take(page, hub: str, picture: Picture) -> bytes:
 def small(shot: bytes) -> bytes:
     """The picture with as many colours as its size leaves room for."""
     image = Image.open(io.BytesIO(shot)).convert("RGB")
-    for colors in (256, 128, 64, 32):
-        told = io.BytesIO()
-        image.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            told, "PNG", optimize=True)
+    for colors in (None, 256, 128, 64, 32):
+        told, shown = io.BytesIO(), image
+        if colors:
+            shown = image.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        shown.save(told, "PNG", optimize=True)
         if told.tell() <= MOST:
             return told.getvalue()
     raise SystemExit(f"pictures: a picture of {image.width} × {image.height} pixels is more than {MOST / 1e3:.0f} kB")
@@ -175,6 +177,7 @@ def main(asked: list[str]) -> None:
     """Take the pictures asked for, all without a name."""
     if unknown := set(asked) - set(PICTURES):
         raise SystemExit(f"pictures: there is no {', '.join(unknown)}; there are {', '.join(PICTURES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))               # so that the server ends too
     trained()
     OUT.mkdir(exist_ok=True)
     with served() as hub, browser() as page:
