@@ -258,8 +258,9 @@ def app() -> pn.viewable.Viewable:
     folder = asked.get("folder", "runs")
     nowhere = "folder" in asked and folder != EXAMPLE and not Path(folder).expanduser().is_dir()
     known = _saved(folder) or [folder] * nowhere                        # which the view will say
-    says = "" if known else (f"There are no saved reconstructions in {safe(Path(folder).resolve())}: this is an "
-                             "example, of a simulated recording, made here.")
+    says = "" if known else "This is an example, of a simulated recording, made here." if folder == EXAMPLE else (
+        f"There are no saved reconstructions in {safe(Path(folder).resolve())}: this is an example, of a simulated "
+        "recording, made here.")
     choice = pn.widgets.Select(label="Saved reconstructions", options=[*known, EXAMPLE], width=440)
     doing, body, shown = Text(margin=(0, 10)), pn.Column(sizing_mode="stretch_width", min_height=300), []
 

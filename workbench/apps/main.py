@@ -57,11 +57,12 @@ def app() -> pn.viewable.Viewable:
 
 def _tiles() -> str:
     tiles = "".join(
-        f'<a href="{address(app=name)}" style="display:block;width:300px;padding:18px 20px;border:1px solid #8885;'
+        f'<a href="{address(app=name)}" style="display:block;padding:18px 20px;border:1px solid #8885;'
         f'border-radius:10px;text-decoration:none;color:inherit"><div style="font-size:18px;font-weight:600;'
         f'{LINK};margin-bottom:6px">{title}</div><div style="font-size:14px;line-height:1.45">{says}</div></a>'
         for name, (title, says, _) in DASHBOARDS.items())
-    return f'<div style="display:flex;flex-wrap:wrap;gap:16px;margin:8px 0 28px">{tiles}</div>'
+    columns = "display:grid;grid-template-columns:repeat(auto-fill,minmax(290px,1fr));gap:16px"
+    return f'<div style="{columns};margin:8px 0 28px">{tiles}</div>'
 
 
 def _newest(folder: str) -> str:

@@ -65,6 +65,12 @@ class RunMonitor(Dashboard):
         if self.run is None:
             self._open()
 
+    def code(self) -> str:
+        """The cell that makes this view."""
+        if self.run is None:
+            return f"from workbench.apps.runs import RunMonitor\n\nRunMonitor(folder={str(self._folder)!r})"
+        return f"import workbench\n\nworkbench.Run({self.run!r}).watch()"
+
     def _places(self) -> list[str]:
         """Folders of the runs to choose from, as they are now: those of the run, or of all runs in the folder."""
         if self._asked is not None:
@@ -240,8 +246,10 @@ class RunMonitor(Dashboard):
     def __panel__(self) -> pn.viewable.Viewable:
         buttons = pn.Row(self._progress, self._stop, self._save, self._resume)
         several = self._asked is None or isinstance(Run(self._asked), Group)
+        said = Text(pn.bind(lambda _: f"<pre>{html.escape(self.code())}</pre>", self.param.run))
+        code = pn.Card(said, title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
         self._view = pn.Column(*[self._table] * several, self._head, self._alert, buttons, self._opens, self._curves,
-                               self._decoded, sizing_mode="stretch_width")
+                               self._decoded, code, sizing_mode="stretch_width")
         self._on_show = True
         self._tick()
         return self._view
