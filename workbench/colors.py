@@ -33,8 +33,9 @@ def row_colors(values: pd.Series | None, name: str, units: int) -> tuple[np.ndar
         number = values.to_numpy(float)
         rank = pd.Series(number).rank(pct=True).fillna(0).to_numpy()    # else a few fast units would take all colours
         groups, colors = np.minimum((rank * len(SCALE)).astype(int), len(SCALE) - 1), SCALE
-        entries = [f"{np.nanmin(number):.3g}", swatch(f"120px;background:linear-gradient(90deg,{','.join(SCALE)})"),
-                   f"{np.nanmax(number):.3g} (coloured by rank)"]
+        low, high = (f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in (np.nanmin(number), np.nanmax(number)))
+        entries = [low, swatch(f"120px;background:linear-gradient(90deg,{','.join(SCALE)})"),
+                   f"{high} (coloured by rank)"]
     label = f'<span style="opacity:.7;margin-right:10px">{html.escape(name)}</span>'
     return groups.astype(int), colors, f'<div style="font-size:12px">{label}{"".join(entries)}</div>'
 

@@ -53,3 +53,10 @@ def test_nothing_is_offered_that_was_not_scored_and_a_lost_recording_is_told(run
     finally:
         for name in ("tiny.h5", "run/scores.json"):
             (run.path.parent / f"{name}.away").rename(run.path.parent / name)
+
+
+def test_the_monitor_as_code_makes_the_same_view(run):
+    shown = {}
+    exec(RunMonitor(run.path).code().replace("workbench.Run", "shown['view'] = workbench.Run"), {"shown": shown})
+    assert shown["view"].run == str(run.path)
+    assert "folder='nowhere'" in RunMonitor(folder="nowhere").code()

@@ -166,7 +166,7 @@ def test_the_header_gives_the_medians_chance_and_what_has_to_be_said(make):
         rows = SCORES[(SCORES["method"] == method) & (SCORES["metric"] == view.metric)]
         assert f"<b>{rows['value'].median():.3f}</b>" in view._head.object
     assert "SIMULATED" in view._head.object and "no Fréchet distance" in view._head.object
-    assert "Same encoder: pixels conditioned" in view._head.object
+    assert "Same encoder: pixels conditioned and scores good" in view._head.object
     row = TABLE[(TABLE["metric"] == "pixcorr") & (TABLE["method"] == GOOD)].iloc[0]
     for line in report.summary(TABLE).splitlines():
         assert html.escape(line) in view._told.object

@@ -180,7 +180,7 @@ def test_a_method_that_is_no_better_than_chance_is_named():
 
 def test_same_encoder_few_pictures_and_averages_are_noted(result, told):
     said = " ".join(report.notes(result))
-    assert "Same encoder: own conditioned good and scores it" in said and "12 test pictures: no Fréchet" in said
+    assert "Same encoder: own conditioned and scores good;" in said and "12 test pictures: no Fréchet" in said
     assert "simulated" in said and "averages" not in said and "does not say" not in said
     same = told[told["same_encoder"]]
     assert set(same["method"]) == {"good"} and set(same["metric"]) == {"cosine[own]", "rank[own]", "two_way[own]"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import panel as pn
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Span, Whisker
+from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d, Span, Whisker
 
 from workbench.colors import CATEGORIES
 from workbench.display import Text, bars
@@ -26,11 +26,11 @@ class Bars(pn.viewable.Viewer):
     def __init__(self, modalities: Sequence[str], **params):
         super().__init__(**params)
         self.plot = plain(height=70 + 56 * len(modalities), y_range=FactorRange(factors=list(modalities)[::-1]),
-                          x_axis_label=BITS, min_border_left=90, min_border_top=24)
+                          x_range=Range1d(0, 1), x_axis_label=BITS, min_border_left=90, min_border_top=24)
         self.source = ColumnDataSource({name: [] for name in COLUMNS})
         drawn = self.plot.hbar(y="at", right="value", height=0.34, color="color", source=self.source)
         self.plot.add_layout(Whisker(base="at", lower="low", upper="high", dimension="width", source=self.source,
-                                     line_color=INK, line_width=1.4))
+                                     line_color=INK, line_width=1.4, level="overlay"))
         self.plot.add_layout(Span(location=0, dimension="height", line_color=INK, line_width=1))
         self.plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("", "@modality, @kind"), (
             BITS, "@value{+0.0000}, 95 %: @low{+0.0000} to @high{+0.0000}")]))
@@ -43,6 +43,9 @@ class Bars(pn.viewable.Viewer):
             rows += [((row["modality"], place), row["modality"], says, color, row[kind], *row[interval])
                      for row in table.to_dict("records")]
         self.source.data = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
+        ends = np.array([0.0, *(v for row in rows for v in row[-3:] if np.isfinite(v))])    # intervals too, all in view
+        pad = 0.04 * (np.ptp(ends) or 1.0)
+        self.plot.x_range.update(start=ends.min() - pad, end=ends.max() + pad)
         self.plot.title.text = title
 
     def __panel__(self) -> pn.viewable.Viewable:

@@ -99,6 +99,7 @@ class Gallery(Dashboard):
         self._spikes = Spikes(told.get("data") or {} if sessions is None else sessions, told.get("windows") or {})
         self._head, self._told, self._of_page = (Text(margin=(2, 10), sizing_mode="stretch_width", stylesheets=[TABLE])
                                                 for _ in range(3))
+        self._of_page.align = "center"
         self._tiles, self._large = Tiles(), Tiles(comes=True)
         self._tiles.param.watch(lambda event: self._go(event.new), "chosen")
         self._large.param.watch(lambda event: self._go(event.new), "chosen")

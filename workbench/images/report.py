@@ -217,8 +217,10 @@ def notes(result: Reconstructions) -> list[str]:
     told, number, averaged = result.protocol, len(result.shown), result.protocol.get("averaged") or 1
     found = ["The spikes are simulated."] * bool(told.get("simulated"))
     found += [f"Each item averages {averaged} presentations; single ones are harder to decode."] * (averaged > 1)
-    found += [f"Same encoder: {name} conditioned {method} and scores it; look at another extractor, too."
-              for method, name in (told.get("conditioned_by") or {}).items() if name in result.features]
+    by = told.get("conditioned_by") or {}
+    conditioned = {name: ", ".join(method for method in by if by[method] == name) for name in dict.fromkeys(by.values())}
+    found += [f"Same encoder: {name} conditioned and scores {methods}; look at another extractor, too."
+              for name, methods in conditioned.items() if name in result.features]
     found += [f"{number} test pictures: no Fréchet distance, which wants {FEW:,} at least."] * (number < FEW)
     missing = [says for key, says in TOLD.items() if key not in told]
     return [*found, f"The protocol does not say {', '.join(missing)}."] if missing else found
