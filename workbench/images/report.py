@@ -218,9 +218,9 @@ def notes(result: Reconstructions) -> list[str]:
     found = ["The spikes are simulated."] * bool(told.get("simulated"))
     found += [f"Each item averages {averaged} presentations; single ones are harder to decode."] * (averaged > 1)
     by = told.get("conditioned_by") or {}
-    conditioned = {name: ", ".join(method for method in by if by[method] == name) for name in dict.fromkeys(by.values())}
-    found += [f"Same encoder: {name} conditioned and scores {methods}; look at another extractor, too."
-              for name, methods in conditioned.items() if name in result.features]
+    for name in [each for each in dict.fromkeys(by.values()) if each in result.features]:
+        methods = ", ".join(method for method in by if by[method] == name)
+        found.append(f"Same encoder: {name} conditioned and scores {methods}; look at another extractor, too.")
     found += [f"{number} test pictures: no Fréchet distance, which wants {FEW:,} at least."] * (number < FEW)
     missing = [says for key, says in TOLD.items() if key not in told]
     return [*found, f"The protocol does not say {', '.join(missing)}."] if missing else found
