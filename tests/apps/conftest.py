@@ -38,10 +38,11 @@ def tab(browser):
 
 @pytest.fixture
 def page(tab):
-    """An empty page that fails its test on a JavaScript error or a request to any other computer."""
+    """An empty page that fails its test on an error, in the console too, or a request to any other computer."""
     tab.set_default_timeout(120_000)
     wrong = []
     listening = {"pageerror": lambda error: wrong.append(f"error on the page: {error}"),
+                 "console": lambda said: said.type == "error" and wrong.append(f"error in the console: {said.text}"),
                  "request": lambda request: HERE.match(request.url) or wrong.append(f"asked for {request.url}")}
     for event, listener in listening.items():
         tab.on(event, listener)
