@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     ?= $(VENV)/bin/python
 RUN    ?= runs/demo
+NOTEBOOK ?=
+SIZE   ?= small
 # The CPU build of torch. With a GPU: make demo CUDA=1 (several GB).
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH     = $(shell grep '^torch==' constraints.txt)
@@ -37,7 +39,7 @@ docs: $(VENV)/.installed-dev    ## the pages of the API, docs/html/index.html
 	$(PY) -m docs
 
 rendered: $(VENV)/.installed    ## notebooks with their outputs, in rendered/: all, or NOTEBOOK=00; small, or SIZE=full
-	$(PY) docs/rendered.py $(NOTEBOOK) --size $(or $(SIZE),small)
+	$(PY) docs/rendered.py $(NOTEBOOK) --size $(SIZE)
 
 pictures: $(VENV)/.installed-dev    ## the README's pictures anew, in docs/pictures/ (minutes; needs a Chromium)
 	$(PY) docs/pictures.py

@@ -31,9 +31,11 @@ def choose(notebook: Path = NOTEBOOK, names: Sequence[str] = ("mc_maze_small", "
             prepare(name)
             run(notebook, name)
         except (WorkbenchError, CellExecutionError, DeadKernelError, OSError) as error:
-            print(f"Binder: not {name}: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+            print(f"Binder: not {name}: {(str(error).strip() or repr(error)).splitlines()[-1]}", file=sys.stderr)
             continue
         text = notebook.read_text(encoding="utf-8")
+        if json_text(SHIPPED) not in text:
+            raise SystemExit(f"{notebook.name} does not hold {SHIPPED}, which names its recording")
         notebook.write_text(text.replace(*(json_text(part) for part in (SHIPPED, SHIPPED.replace("reach-sim", name)))),
                             encoding="utf-8")
         print(f"Binder: {notebook.name} opens {name}")

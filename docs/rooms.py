@@ -24,8 +24,8 @@ class Room(NamedTuple):
 ROOMS = {                                                               # from left to right, as data flows
     "data": Room("Session & data", "A recording as flat, sorted arrays; datasets by name; the windows of them that are "
                  "trained and scored on; batches and masks.",
-                 ("session", "catalog", "windows", "batch", "masking", "align", "binning", "conditions", "quality",
-                  "selection", "validity", "catalog_file", "cache", "places", "files", "errors")),
+                 ("session", "catalog", "windows", "splits", "batch", "masking", "align", "binning", "conditions",
+                  "quality", "selection", "validity", "catalog_file", "cache", "places", "files", "errors")),
     "sources": Room("Sources", "Where recordings come from: one file a format or dataset, each turning files into "
                     "sessions; simulated ones too."),
     "nn": Room("Parts of models", "What two or more models share: layers, losses and metrics.", ("losses", "metrics")),

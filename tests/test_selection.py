@@ -39,6 +39,16 @@ def test_nonsense_gets_a_sentence(text):
         parsed(text)
 
 
+def test_what_is_shorter_than_a_millisecond_is_not_lost():
+    assert len(parsed(written(np.array([[1.0001, 1.0003], [2.0, 2.0001]])))) == 2
+
+
+def test_units_whose_names_hold_commas_come_back():
+    session = Session(id="s", spike_times=[0.5], spike_units=[0], units=pd.DataFrame({"id": ["a,1", "50%", "%2C"]}),
+                      intervals=[[0, 1]])
+    assert parsed_units(session, written_units(session, [0, 1, 2])).tolist() == [0, 1, 2]
+
+
 def test_units_are_named_and_unknown_ones_refused():
     session = Session(id="s", spike_times=[0.5], spike_units=[0], units=pd.DataFrame({"id": ["a1", "b2", "c3"]}),
                       intervals=[[0, 1]])

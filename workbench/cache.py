@@ -83,7 +83,7 @@ def derived(kind: str, source: Path, key: str, make: Callable[[], np.ndarray]) -
         warnings.warn(f"{path} is damaged and made anew ({error})", stacklevel=3)
     made = make()
     try:
-        with replacing(path, durable=False) as temporary, open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, made)
         _remove_others(path, name)
         return np.load(path, mmap_mode="r")

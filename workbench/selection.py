@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -23,7 +24,9 @@ def written(stretches: np.ndarray) -> str:
         gaps = stretches[1:, 0] - stretches[:-1, 1]
         cut = np.sort(np.argsort(-gaps, kind="stable")[:MOST - 1])
         stretches = np.stack([stretches[np.append(0, cut + 1), 0], stretches[np.append(cut, len(gaps)), 1]], axis=1)
-    return ",".join(f"{a:.3f}:{b:.3f}".replace(".000", "") for a, b in stretches)
+    first, last = np.floor(1e3 * stretches[:, 0] + 1e-6), np.ceil(1e3 * stretches[:, 1] - 1e-6)      # outwards
+    return ",".join(f"{a / 1e3:.3f}:{b / 1e3:.3f}".replace(".000", "")
+                    for a, b in zip(first, np.maximum(last, first + 1), strict=True))
 
 
 def parsed(text: str) -> np.ndarray:
@@ -48,11 +51,16 @@ def within(times: np.ndarray, stretches: np.ndarray) -> np.ndarray:
     return np.searchsorted(stretches[:, 0], times, side="right") > np.searchsorted(stretches[:, 1], times, side="right")
 
 
+def reached(first: np.ndarray, last: np.ndarray, stretches: np.ndarray) -> np.ndarray:
+    """Whether each time from `first` to `last` [P] s shares any with sorted, disjoint stretches [n, 2]."""
+    return np.searchsorted(stretches[:, 1], first, side="right") < np.searchsorted(stretches[:, 0], last, side="right")
+
+
 def written_units(session: Session, rows: Sequence[int]) -> str:
     """Units, rows of the unit table, as text."""
-    return ",".join(str(session.units["id"].iloc[row]) for row in rows)
+    return ",".join(str(unit).replace("%", "%25").replace(",", "%2C") for unit in session.units["id"].iloc[list(rows)])
 
 
 def parsed_units(session: Session, text: str) -> np.ndarray:
     """Rows of the units of those ids; none of empty text. UnknownName for an id that the session has not."""
-    return unit_rows(session.units, [part for part in text.split(",") if part], session.id)
+    return unit_rows(session.units, [unquote(part) for part in text.split(",") if part], session.id)

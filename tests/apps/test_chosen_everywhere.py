@@ -50,6 +50,8 @@ def test_a_lasso_is_written_and_brings_back_the_same_points():
     assert again.chosen_units == "u1,u3" and list(again.selected_units["id"]) == ["u1", "u3"]
     view.select([])
     assert view.moments == ""
+    few = closed(Latents(Counts(), recording(), most=60, moments="4.2:4.3"))            # between two points
+    assert few.selected["time"].round(3).tolist() == [4.025, 4.525]
 
 
 def test_of_two_sessions_the_one_that_is_meant_lights_up():
@@ -95,14 +97,19 @@ def test_links_lead_only_to_what_knows_the_recording(tmp_path, monkeypatch, hub_
     Recipe.preset("demo").with_(model={"name": "neurohorizon", "conditions": ["hand_vel"]}, data="day").save(
         run / "recipe.yaml")
     (run / "model").mkdir()
+    day = str(recording().save(tmp_path / "day.h5"))
+    Recipe.load(run / "recipe.yaml").with_(data=day).save(run / "recipe.yaml")
     storage.write_json(run / "resolved.json", {"recordings": [{"id": "one"}]})
-    told = lambda **more: re.findall(r"app=(\w+)", shown_in("latents", **{"data": "day", "session": "one",
+    told = lambda **more: re.findall(r"app=(\w+)", shown_in("latents", **{"data": "one", "session": "one",
                                                                           "moments": "4:6", "run": str(run)} | more))
     assert told() == ["attribution", "masking", "raster"]
-    assert told(session="another") == ["masking", "raster"] and told(moments="") == []
+    assert f"data={quote(day, safe='')}" in shown_in("latents", "one", "one", "4:6", run=str(run))       # not its id
+    assert told(session="another", data=day) == ["masking", "raster"] and told(moments="") == []
+    assert told(session="another", data="another") == []                # which nothing opens
+    assert told(data=day, run=str(tmp_path / "weights"), session="another") == ["masking", "raster"]
     some().save(tmp_path / "runs" / "pictures")
     assert told() == ["attribution", "gallery", "masking", "raster"]
-    assert told(session="three") == ["masking", "raster"]
+    assert told(session="three", data=day) == ["masking", "raster"]
     monkeypatch.setattr(_shown_in.pn, "state", SimpleNamespace(session_args={}))
     assert told() == []                                                 # a cell, or a page without a hub
 

@@ -295,7 +295,6 @@ def test_the_hub_opens_it_on_a_run_and_the_address_brings_back_the_view(hub, pag
 
 
 @pytest.mark.parametrize(("query", "says"), [
-    ("folder=/nowhere/at/all", "no trained model in /nowhere/at/all"),
     ("run=/nowhere/at/all", "no run at /nowhere/at/all"),
     ("run={model}", "no session was named"),
     ("run={model}&session={data}&color=sped", "hand_vel.speed"),

@@ -95,7 +95,8 @@ class CountPyramid:
             return flat
 
         source = mapped_from(self.times)
-        return split(made() if source is None else derived("pyramids", source, self._key(source), made))
+        known = source is not None and source.is_file()                 # not removed by whoever converted it anew
+        return split(made() if not known else derived("pyramids", source, self._key(source), made))
 
     def _count_levels(self, levels: list[np.ndarray]) -> None:
         bins = levels[0].shape[1]

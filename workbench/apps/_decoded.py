@@ -47,11 +47,11 @@ class Decoded(pn.viewable.Viewer):
 
     def offer(self, run: Run | None, finished: bool) -> None:
         """The button, for a finished run that was scored by what it decodes."""
-        if run is None or self._run is None or run.path != self._run.path:
+        if not finished or run is None or self._run is None or run.path != self._run.path:
             self._run, self._job, self.traces = run, None, {}
             self._says.object = ""
             self._body.clear()
-        self._ask.visible = bool(finished and run is not None and not self.traces and _target(run))
+        self._ask.visible = bool(finished and run and not self._job and not self.traces and _target(run))
 
     def decode(self) -> Decoded:
         """Begin, in the background."""
@@ -112,7 +112,7 @@ def _decoded(run: Run) -> tuple:
     """The first recording of the run, the target, and name → (times, values) of what is true and what is decoded."""
     from workbench.analysis.decoding import decode  # torch, which the page should not wait for
     from workbench.catalog import open_recordings
-    from workbench.windows import split
+    from workbench.splits import split
 
     recipe, target = run.recipe, _target(run)
     session = open_recordings(recipe.data if isinstance(recipe.data, str) else recipe.data[0])[0]

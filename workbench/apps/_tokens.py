@@ -161,4 +161,3 @@ def _round_down(seconds: float) -> float:
     """To one digit, so that it is easily met."""
     unit = 10.0 ** np.floor(np.log10(max(seconds, 1e-3)))
     return float(np.floor(seconds / unit + 1e-6) * unit)
-

@@ -88,9 +88,9 @@ class Attribution(Dashboard):
         self._alerts, self._worth, self._pictures = (pn.Column(sizing_mode="stretch_width") for _ in range(3))
         self._chosen_rows = parsed_units(self.session, chosen_units)
         held = self._chosen_windows(moments)
-        phase, region = phase or (CHOSEN if len(held) else ALL), region or (UNITS if chosen_units else ALL)
+        phase, region = phase or (CHOSEN if len(held) else ALL), region or (UNITS if len(self._chosen_rows) else ALL)
         window = window if window is not None else held[0] if len(held) else 0
-        for name, value, known in (("region", region, [ALL, *[UNITS] * bool(chosen_units),
+        for name, value, known in (("region", region, [ALL, *[UNITS] * bool(len(self._chosen_rows)),
                                                        *self.session.units["region"].unique()]),
                                    ("phase", phase, [ALL, *self.phases]), ("event", event, events or [""]),
                                    ("modality", modality, list(self.modalities))):
@@ -145,7 +145,7 @@ class Attribution(Dashboard):
         held = np.flatnonzero(within(times, stretches).any(1))
         if len(held):
             self.phases[CHOSEN] = stretches
-        elif moments:
+        elif len(stretches):
             self._alerts.append(alert(
                 f"none of the {len(self.origins)} windows of held-out time lies in the chosen moments, "
                 f"{stretches[0, 0]:,.2f} to {stretches[-1, 1]:,.2f} s: choose some of the test part of the split"))
@@ -298,7 +298,7 @@ def _split(model) -> dict:
 
 
 def _held_out(session, how: dict) -> np.ndarray:
-    from workbench.windows import split
+    from workbench.splits import split
 
     try:
         return split(session, **how)["test"]

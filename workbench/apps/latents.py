@@ -31,7 +31,7 @@ from workbench.apps._scatter import Scatter, believed, components
 from workbench.apps._shown_in import shown_in
 from workbench.display import Dashboard, Text, built
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.selection import parsed, parsed_units, within, written, written_units
+from workbench.selection import parsed, parsed_units, reached, written, written_units
 
 CHOICE = ("moments", "chosen_units", "chosen_in")
 STATE = ("color", "units_color", "projection", "neighbors", "min_dist", *CHOICE)     # what the address remembers
@@ -126,7 +126,9 @@ class Latents(Dashboard):
         if session and session not in ids:
             raise UnknownName("session", session, ids, where="this view")
         which = ids.index(session) if session else 0
-        self._moments.chosen = np.flatnonzero((self.cloud.session == which) & within(self.cloud.times, parsed(moments)))
+        half = max(self.cloud.width * self.cloud.every / 2 - 0.0015, 0.0)   # an address is rounded to milliseconds
+        hit = reached(self.cloud.times - half, self.cloud.times + half, parsed(moments))
+        self._moments.chosen = np.flatnonzero((self.cloud.session == which) & hit)
         first = sum(len(s.units) for s in self.sessions[:which])
         self._units.chosen = first + parsed_units(self.sessions[which], units)
 

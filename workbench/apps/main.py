@@ -92,12 +92,19 @@ def _newest(folder: str) -> str:
 def _health(catalog, here: int) -> str:
     """How many recordings open without a network, where files are looked for, and how much room there is."""
     place = cache_folder("")
-    held = sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) if place.is_dir() else 0
+    held = sum(map(_size, place.rglob("*"))) if place.is_dir() else 0
     parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
     own = os.environ.get("WORKBENCH_CATALOG")
     return (f"{here} of {len(catalog)} open without a network · downloads and conversions: {held / 1e9:.2f} GB in "
             f"<code>{html.escape(str(place))}</code>, {shutil.disk_usage(parent).free / 1e9:,.0f} GB free"
             f"{f' · also from <code>{html.escape(own)}</code>' if own else ''}")
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:                                                     # moved to its place meanwhile
+        return 0
 
 
 def _link(app: str, says: str = "", **where: str) -> str:

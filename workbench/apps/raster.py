@@ -155,6 +155,8 @@ class Raster(Dashboard):
         try:
             self._open(self.run)
         except WorkbenchError as error:
+            self._open("")                                              # and not the last one's split and tokens
+            self._rebuild()
             self._alerts.append(alert(error))
             return
         self._other_tokens()                                            # there may be none of this one
@@ -190,7 +192,6 @@ class Raster(Dashboard):
             raise WorkbenchError(f"none of the chosen moments, {moments[0, 0]:g} to {moments[-1, 1]:g} s, lies in "
                                  f"{self.session.id!r}, {self.pyramid.start:g} to {self.pyramid.stop:g} s")
         return _selection.around(inside, (self.pyramid.start, self.pyramid.stop))
-
 
     @param.depends("sort", "color", "series", watch=True)
     def _rebuild(self) -> None:
