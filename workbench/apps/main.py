@@ -61,7 +61,7 @@ def _tiles() -> str:
         f'border-radius:10px;text-decoration:none;color:inherit"><div style="font-size:18px;font-weight:600;'
         f'{LINK};margin-bottom:6px">{title}</div><div style="font-size:14px;line-height:1.45">{says}</div></a>'
         for name, (title, says, _) in DASHBOARDS.items())
-    columns = "display:grid;grid-template-columns:repeat(auto-fill,minmax(290px,1fr));gap:16px"
+    columns = "display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr));gap:16px"
     return f'<div style="{columns};margin:8px 0 28px">{tiles}</div>'
 
 
