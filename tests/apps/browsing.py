@@ -39,6 +39,17 @@ def wait_for(happens: Callable[[], object], seconds: float = 60.0):
     return found
 
 
+def lasso(page, figure, *corners: tuple[float, float]) -> None:
+    """Draw around what lies between corners, parts of the figure's width and height, and come back to the first."""
+    box = figure.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (*corners, corners[0])]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=6)
+    page.mouse.up()
+
+
 def colours(shot: bytes) -> np.ndarray:
     """A screenshot's pixels [rows, columns, 3]."""
     image = pytest.importorskip("PIL.Image")

@@ -12,7 +12,7 @@ import pytest
 from tests.analysis.test_attribution import Known
 from tests.analysis.test_attribution import recording as with_conditions
 from tests.analysis.test_latents import Counts, recording
-from tests.apps.browsing import colours, wait_for
+from tests.apps.browsing import colours, lasso, wait_for
 from tests.apps.test_gallery import RESULT, SCORES, some
 from workbench.analysis import driven
 from workbench.apps import _shown_in
@@ -130,14 +130,7 @@ def test_a_lasso_in_latents_lights_up_in_raster_gallery_and_attribution(hub, pag
     cloud = page.locator(".bk-Figure").first
     cloud.wait_for()
     page.locator("text=nearest points").wait_for()
-    box = cloud.bounding_box()
-    corners = [(0.15, 0.1), (0.95, 0.1), (0.95, 0.85), (0.15, 0.85), (0.15, 0.1)]
-    places = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in corners]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for x, y in places[1:]:
-        page.mouse.move(x, y, steps=6)
-    page.mouse.up()
+    lasso(page, cloud, (0.15, 0.1), (0.95, 0.1), (0.95, 0.85), (0.15, 0.85))
     page.locator("text=Show what is chosen in").wait_for()
     page.wait_for_url("**moments=**")
     here = page.url

@@ -11,7 +11,7 @@ from bokeh.models import GlyphRenderer, Plot
 
 from tests.analysis.test_latents import Counts, recording
 from tests.analysis.test_projection import STANDIN
-from tests.apps.browsing import colours, serving, wait_for
+from tests.apps.browsing import colours, lasso, serving, wait_for
 from tests.models.small import SMALL
 from workbench import Session, models
 from workbench.analysis import projection
@@ -247,14 +247,7 @@ def test_a_lasso_chooses_points_and_the_others_stay_grey(address, page):
     page.locator("text=nearest points").wait_for()
     colourful = lambda: (colours(cloud.screenshot()).std(axis=2) > 20).sum()
     before = wait_for(lambda: n if (n := colourful()) > 500 else 0)
-    box = cloud.bounding_box()
-    corners = [(0.45, 0.45), (0.6, 0.45), (0.6, 0.6), (0.45, 0.6), (0.45, 0.45)]
-    places = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in corners]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for x, y in places[1:]:
-        page.mouse.move(x, y, steps=6)
-    page.mouse.up()
+    lasso(page, cloud, (0.45, 0.45), (0.6, 0.45), (0.6, 0.6), (0.45, 0.6))
     page.locator("text=the raster shows").wait_for()
     view = made[-1]
     assert 0 < len(view.selected) < len(view.cloud.times)
