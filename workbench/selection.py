@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from workbench.errors import WorkbenchError
-from workbench.session import Session, unit_rows
+from workbench.session import Session, joined, unit_rows
 
 MOST = 60                                                               # stretches that an address holds
 
@@ -39,11 +39,7 @@ def parsed(text: str) -> np.ndarray:
     except ValueError:
         raise WorkbenchError(f"moments={text!r} are no stretches of time; write seconds, from:until, as "
                              "moments=12.3:12.9,40:41") from None
-    stretches = stretches[np.argsort(stretches[:, 0], kind="stable")]
-    ends = np.maximum.accumulate(stretches[:, 1])
-    new = np.append(True, stretches[1:, 0] > ends[:-1])[:len(stretches)]
-    return np.stack([stretches[new, 0], np.maximum.reduceat(ends, np.flatnonzero(new))], axis=1) if len(ends) else (
-        stretches)
+    return joined(stretches[np.argsort(stretches[:, 0], kind="stable")])
 
 
 def within(times: np.ndarray, stretches: np.ndarray) -> np.ndarray:

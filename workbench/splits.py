@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.conditions import picture_names, presentations
 from workbench.errors import BadRecording, UnknownName
-from workbench.session import Session, overlap
+from workbench.session import Session, joined, overlap
 
 
 def split(session: Session, test: float = 0.2, valid: float = 0.1, *, by: str = "time", seed: int = 0,
@@ -99,7 +99,7 @@ def _by_trial(session: Session, test: float, valid: float, seed: int, train: flo
     parts = {}
     for name in ("train", "valid", "test"):
         rows = trials[np.isin(group, drawn[name])]
-        parts[name] = overlap(session.intervals, _joined(rows)) if len(rows) else rows
+        parts[name] = overlap(session.intervals, joined(rows)) if len(rows) else rows
     return parts
 
 
@@ -114,10 +114,3 @@ def _by_picture(session: Session, test: float, valid: float, seed: int, train: f
              "train": place >= 1 - train * (1 - test - valid)}
     both = np.stack([starts, np.maximum(ends, starts)], axis=1)
     return {name: overlap(session.intervals, both[drawn[name]]) for name in ("train", "valid", "test")}
-
-
-def _joined(rows: np.ndarray) -> np.ndarray:
-    """Sorted intervals [n, 2]; those that overlap or touch become one."""
-    reach = np.maximum.accumulate(rows[:, 1])
-    first = np.append(True, rows[1:, 0] > reach[:-1])
-    return np.stack([rows[first, 0], reach[np.append(np.flatnonzero(first)[1:] - 1, len(rows) - 1)]], axis=1)
