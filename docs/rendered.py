@@ -52,8 +52,11 @@ SMALL_OF = {"02_decode_movement": {"WORKBENCH_SECONDS": "120", "WORKBENCH_STEPS"
 LESSON_OF = {"02_decode_movement": {"WORKBENCH_SECONDS": "600", "WORKBENCH_STEPS": "500"}}
 UNSET = ("WORKBENCH_RECORDING", "WORKBENCH_DATA", "WORKBENCH_CATALOG")
 # The page without what nbconvert would fetch: require.js, MathJax and Mermaid, of which the notebooks use none.
-PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(f"{{% block {name} %}}{{% endblock %}}" for name in (
-    "html_head_js_requirejs", "html_head_js_mathjax", "html_head_js_mermaidjs"))
+# An icon is named, an empty one, because a browser asks the server for one of a page that names none.
+INSTEAD = {"html_head_js_requirejs": '<link rel="icon" href="data:,">', "html_head_js_mathjax": "",
+           "html_head_js_mermaidjs": ""}
+PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
+    f"{{% block {name} %}}{html}{{% endblock %}}" for name, html in INSTEAD.items())
 
 
 class Cost(NamedTuple):

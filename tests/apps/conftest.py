@@ -42,7 +42,8 @@ def page(tab):
     tab.set_default_timeout(120_000)
     wrong = []
     listening = {"pageerror": lambda error: wrong.append(f"error on the page: {error}"),
-                 "console": lambda said: said.type == "error" and wrong.append(f"error in the console: {said.text}"),
+                 "console": lambda said: said.type == "error" and wrong.append(
+                     f"error in the console: {said.text} ({said.location['url']})"),
                  "request": lambda request: HERE.match(request.url) or wrong.append(f"asked for {request.url}")}
     for event, listener in listening.items():
         tab.on(event, listener)

@@ -21,14 +21,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def address(folder):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *told):
-            pass
+    """The page's address, at a server that fails the test if it is asked for anything else."""
+    asked = []
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+    class Noting(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Noting, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/00_open_a_recording.html"
         server.shutdown()
+    assert set(asked) == {"/00_open_a_recording.html"}
 
 
 def test_a_page_says_its_size_and_what_it_cost_and_holds_all_it_needs(folder):
