@@ -1,5 +1,6 @@
 """The raster dashboard: what it says about a view is true, what it draws are pixels, and a zoom changes them."""
 
+import html
 import re
 import time
 from urllib.parse import parse_qsl, urlparse
@@ -8,15 +9,18 @@ import numpy as np
 import pandas as pd
 import panel as pn
 import pytest
+from bokeh.document import Document
 from bokeh.events import SelectionGeometry
-from bokeh.models import ColorBar, ColumnDataSource, Plot
+from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper, Plot, Range1d
+from panel.models import HTML
 
 from tests.apps.browsing import colours, serving, wait_for
 from workbench import Series, Session, models
 from workbench.analysis.raster import CountPyramid
 from workbench.apps import _marks, _selection, _tokens
 from workbench.apps._beneath import PARTS
-from workbench.apps.raster import AXIS, SHADES, STATE, Raster
+from workbench.apps._picture import AXIS, blocks
+from workbench.apps.raster import SHADES, STATE, Raster
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.training.recipe import Recipe
 from workbench.windows import split
@@ -58,30 +62,29 @@ def test_the_status_counts_the_seconds_that_were_observed():
 
 
 def test_the_population_is_not_drawn_where_nothing_was_observed():
-    curve = Raster(recording(intervals=[[0, 20], [80, 100]]))._beneath.population((0, 100), None).get(0)
-    times, rates = curve.dimension_values(0), curve.dimension_values(1)
+    times, rates = Raster(recording(intervals=[[0, 20], [80, 100]])).beneath.population(0, 100)
     assert np.isnan(rates[(times > 20.5) & (times < 79.5)]).all()
     assert (rates[(times < 19.5) | (times > 80.5)] > 5).all()
 
 
 def test_every_column_sorts_and_colours_the_rows():
-    raster = Raster(recording(), series=[])
+    raster = Raster(recording(), series=[], window=(10, 20))
     drawn(raster)
     assert raster.param.sort.objects == ["table order", "region", "rate", "id", "depth", "snr"]
     for name in raster.param.sort.objects:
         raster.param.update(sort=name, color=name if name != "table order" else "none")
-        image = raster._image((10, 20), None, 300, 200, 1.0)
-        counts, shades = image.dimension_values("spikes", flat=False), image.dimension_values("shade", flat=False)
-        assert counts.sum() == CountPyramid(raster.session).view(10, 20, 300).spikes
-        assert shades.max() < len(raster._palette)
-        assert ((shades % SHADES > 0) == (counts > 0)).all()
+        seen = raster.look((-0.5, 11.5), 300, 200)
+        assert seen.counts.sum() == CountPyramid(raster.session).view(10, 20, 300).spikes
+        assert seen.shades.max() < len(raster.palette)
+        assert ((seen.shades % SHADES > 0) == (seen.counts > 0)).all()
 
 
 def test_the_rows_of_the_picture_are_the_units_in_order():
     raster = Raster(recording(), sort="rate", series=[])
-    image = raster._image((0, 100), None, 300, 200, 1.0)
-    top_first = [image[0:100, row - 0.4:row + 0.4].dimension_values("spikes").sum() for row in range(12)]
-    assert top_first == sorted(np.bincount(raster.session.spike_units, minlength=12), reverse=True)
+    seen = raster.look((-0.5, 11.5), 300, 200)
+    assert (seen.top, seen.bottom) == (-0.5, 11.5)
+    assert seen.counts.sum(axis=1).tolist() == sorted(np.bincount(raster.session.spike_units, minlength=12),
+                                                      reverse=True)
 
 
 @pytest.mark.parametrize("odd", [
@@ -108,8 +111,11 @@ def test_a_real_recording_is_drawn_whole(real_data):
 
 def figures(raster: Raster) -> list:
     """The Bokeh figures of the viewer, top first."""
-    root = drawn(raster).ref["id"]
-    return [pane._models[root][0] for pane in raster._plots]
+    root = drawn(raster)
+    [picture] = raster._pictures
+    plots = [picture.spikes, *(strip.plot for strip in picture.strips)]
+    assert set(plots) == set(root.select({"type": Plot}))
+    return plots
 
 
 def test_more_columns_than_lines_can_show_become_a_picture_with_a_scale_and_the_first_on_top():
@@ -139,9 +145,9 @@ def test_names_of_regions_do_not_overlap_without_spikes():
     session = recording(spike_times=[], spike_units=[])
     session.units["region"] = [f"area {i}" for i in range(12)]
     raster = Raster(session, sort="region")
-    height, ticks, _ = raster._blocks(130)
-    assert np.diff([at for at, _ in ticks]).min() * (height - AXIS) / 12 >= 12
-    assert [name for _, name in ticks] == [f"area {i}" for i in range(12)]
+    height, names, _ = blocks(raster.names, False, 12)
+    assert np.diff(list(names)).min() * (height - AXIS) / 12 >= 12
+    assert list(names.values()) == [f"area {i}" for i in range(12)]
 
 
 @pytest.mark.parametrize(("wrong", "says"), [({"sort": "dept"}, "depth"), ({"color": "ratee"}, "rate"),
@@ -177,18 +183,81 @@ def test_the_code_makes_the_same_view(monkeypatch):
         assert all(getattr(again, p) == getattr(raster, p) for p in (*STATE, "status"))
 
 
+def test_the_code_is_written_anew_while_it_is_looked_at():
+    raster = Raster(recording())
+    [card] = [card for card in raster.__panel__().select(pn.Card) if card.title == "As code"]
+    said = lambda: html.unescape(card[0].object)
+    raster.go(10, 20)
+    assert "window=None" in said()
+    card.collapsed = False
+    assert "window=(10.0, 20.0)" in said()
+    raster.sort = "rate"
+    assert "sort='rate'" in said()
+
+
+# Pan and zoom.
+
+
+def test_a_zoom_changes_data_of_plots_and_nothing_else_of_them():
+    raster, doc = Raster(recording(), series=["hand_vel", "emg"], tokens="bins"), Document()
+    doc.add_root(drawn(raster))
+    [picture] = raster._pictures
+    counts, changed = picture._image.data["spikes"][0], []
+    doc.on_change(changed.append)
+    doc.hold("collect")
+    raster.go(10, 12)
+    doc.unhold()
+    assert picture._image.data["spikes"][0].sum() < counts.sum()
+    fitted = {strip.plot.y_range for strip in picture.strips}
+    assert {type(event.model) for event in changed} == {ColumnDataSource, LinearColorMapper, Range1d, HTML}
+    assert {event.model for event in changed if isinstance(event.model, Range1d)} <= {picture.time, *fitted}
+    assert {event.attr for event in changed if isinstance(event.model, HTML)} == {"text"}
+
+
+def test_one_raster_shown_twice_shows_the_same_seconds_twice():
+    raster = Raster(recording())
+    roots = [drawn(raster) for _ in range(2)]
+    assert len(roots) == len(raster._pictures) == 2
+    one, two = raster._pictures
+    one.time.update(start=20, end=30)
+    one._moved(None)
+    assert (two.time.start, two.time.end) == raster.window == (20, 30)
+    assert two._image.data["x"] == one._image.data["x"] == [20]
+    raster.window = None
+    assert (one.time.start, one.time.end) == (two.time.start, two.time.end) == (0, 100)
+
+
+def test_a_window_set_later_is_checked_too():
+    raster = Raster(recording(), window=(10, 20))
+    raster.window = (-5, 30)
+    assert raster.window == (0, 30) and "0.00 to 30.00 s" in raster.status
+    with pytest.raises(WorkbenchError, match="choose one inside 0 to 100 s"):
+        raster.window = (200, 300)
+    assert raster.window is None and "0.00 to 100.00 s" in raster.status
+
+
+def test_rows_out_of_view_are_not_counted():
+    raster = Raster(recording())
+    figures(raster)
+    [picture] = raster._pictures
+    picture.rows.update(start=5.5, end=1.5)                             # rows 2 to 5
+    picture._moved(None)
+    assert "4 of 12 units" in raster.status and picture._image.data["spikes"][0].shape[0] == 4
+    assert (picture._image.data["y"], picture._image.data["dh"]) == ([1.5], [4])
+
+
 # The split.
 
 
-def strip(raster: Raster, x_range) -> dict[str, np.ndarray]:
+def strip(raster: Raster) -> dict[str, np.ndarray]:
     """Part → its boxes (from, until) as drawn."""
-    boxes = next(iter(raster._beneath.split(x_range, None))).dframe()
-    return {name: boxes.loc[boxes["part"] == name, ["time", "until"]].to_numpy() for name in PARTS}
+    boxes = pd.DataFrame(raster.beneath.split(0, 100))
+    return {name: boxes.loc[boxes["part"] == name, ["left", "right"]].to_numpy() for name in PARTS}
 
 
 def test_the_strip_shows_the_parts_of_the_default_split_and_leaves_gaps_empty():
     session = recording(intervals=[[0, 20.6], [75, 100]])
-    drawn = strip(Raster(session), (0, 100))
+    drawn = strip(Raster(session))
     for name, rows in split(session).items():
         assert np.allclose(drawn[name], rows) and len(rows)
     assert sum(np.diff(rows).sum() for rows in drawn.values()) == pytest.approx(45.6)
@@ -205,21 +274,21 @@ def test_a_run_brings_its_own_split_and_time_of_no_part_stays_empty(tmp_path):
     session = recording()
     how = {"by": "trial", "test": 0.3, "valid": 0.2, "seed": 5}
     raster = Raster(session, run=run_of(session, tmp_path, split=how))
-    drawn = strip(raster, (0, 100))
+    drawn = strip(raster)
     for name, rows in split(session, **how).items():
         assert np.allclose(drawn[name], rows)
     trials = 3.0 * len(session.trials)
     assert sum(np.diff(rows).sum() for rows in drawn.values()) == pytest.approx(trials)
     assert "by trial" in raster._split.object and f"{100 - trials:,.4g} s in no part" in raster._split.object
     raster.run = ""
-    assert np.allclose(strip(raster, (0, 100))["train"], split(session)["train"])
+    assert np.allclose(strip(raster)["train"], split(session)["train"])
 
 
 def test_a_split_that_cannot_be_is_told_and_the_rest_is_drawn(tmp_path):
     session = recording(trials=pd.DataFrame({"start": [], "stop": []}))
-    raster = Raster(session, run=run_of(session, tmp_path, split={"by": "trial"}))
+    raster = Raster(session, run=run_of(session, tmp_path, split={"by": "trial"}), series=[])
     assert "no recording is left for the train part" in raster._split.object
-    assert "spikes in view" in raster.status and raster._beneath.strips([])[0].height == 84
+    assert "spikes in view" in raster.status and [plot.height for plot in figures(raster)][1:] == [84 + 46]
     with pytest.raises(WorkbenchError, match="there is no run"):
         Raster(session, run="/nowhere")
     raster.run = "/nowhere"
@@ -247,7 +316,7 @@ def test_the_views_of_tokens_are_those_of_the_analysis():
 def test_the_lines_drawn_are_the_edges_of_bins_that_hold_the_spikes_in_view():
     session = recording()
     raster = Raster(session, tokens="bins", window=(10.003, 12.501))
-    found = raster._layers.at("bins", 10.003, 12.501, raster._order)
+    found = raster._layers.at("bins", 10.003, 12.501, raster.order)
     edges, tokens = lines(found, _tokens.LINE), found.tokens
     assert edges[0] == pytest.approx(10.0) and edges[-1] == pytest.approx(12.52) and len(edges) == 127
     assert (np.histogram(session.spike_times, edges)[0] == tokens.counts[:, 0]).all()
@@ -257,14 +326,14 @@ def test_the_lines_drawn_are_the_edges_of_bins_that_hold_the_spikes_in_view():
 def test_patches_are_drawn_where_their_units_are_sorted_to():
     session = recording()
     raster = Raster(session, tokens="patches", sort="depth", window=(10, 11))
-    boxes = raster._layers.at("patches", 10, 11, raster._order).draw(12).under
+    boxes = raster._layers.at("patches", 10, 11, raster.order).draw(12).under
     tint_of = {row: tint[:7] for _, first, _, last, tint, _ in boxes
                for row in range(int(first + 0.5), int(last + 0.5))}
-    assert [tint_of[row] for row in range(12)] == [_tokens.TINTS[unit // 8] for unit in raster._order]
+    assert [tint_of[row] for row in range(12)] == [_tokens.TINTS[unit // 8] for unit in raster.order]
     assert "those of one colour are one patch" in raster.status
     raster.sort = "table order"
     assert "of one colour" not in raster.status
-    assert len(raster._layers.at("patches", 10, 11, raster._order).draw(12).under) == 2
+    assert len(raster._layers.at("patches", 10, 11, raster.order).draw(12).under) == 2
 
 
 @pytest.mark.parametrize("sort", ["rate", "region", "table order"])
@@ -279,10 +348,10 @@ def test_the_marks_are_in_the_figure_however_rows_are_sorted(sort):
 def test_single_spikes_are_marked_where_they_are(view):
     session = recording()
     raster = Raster(session, tokens=view, window=(10, 11))
-    times, rows = raster._marks(10, 11, 12).points
+    times, rows = raster.marks(12).points
     inside = (session.spike_times >= 10) & (session.spike_times < 11)
     assert np.allclose(times, session.spike_times[inside], atol=1e-5)
-    assert (raster._order[rows] == session.spike_units[inside]).all()
+    assert (raster.order[rows] == session.spike_units[inside]).all()
     assert f"{inside.sum():,} tokens</b> in view" in raster.status
 
 
@@ -290,7 +359,7 @@ def test_tokens_too_many_to_tell_apart_are_not_drawn_and_it_says_how_far_to_zoom
     raster = Raster(recording(), tokens="bins")
     drawn(raster)
     assert "zoom in to 4 s to see tokens" in raster.status
-    assert raster._layers.at("bins", 0, 100, raster._order).draw(12) == _marks.Drawn()
+    assert raster._layers.at("bins", 0, 100, raster.order).draw(12) == _marks.Drawn()
     assert "zoom in" not in Raster(recording(), tokens="bins", window=(10, 14)).status
 
 
@@ -301,12 +370,12 @@ def test_the_tokens_of_a_model_are_those_it_reads(tmp_path):
     raster = Raster(session, run=tmp_path / "ndt2", tokens="model", window=(10, 12))
     assert "NDT2 reads windows of 0.5 s" in raster.status
     assert "4 neighbouring units of the table in 50 ms" in raster.status
-    found = raster._layers.at("model", 10, 12, raster._order)
+    found = raster._layers.at("model", 10, 12, raster.order)
     assert np.allclose(lines(found, "#000000"), [10, 10.5, 11, 11.5, 12]) and len(lines(found, _tokens.LINE)) == 41
     models.build("poyo", [session], target="hand_vel", dim=32, depth=1, latents=2).save_pretrained(tmp_path / "poyo")
     raster.run = str(tmp_path / "poyo")
     assert "POYO reads windows of 1 s, in steps of 125 ms" in raster.status and "one spike" in raster.status
-    found = raster._layers.at("model", 10, 12, raster._order)
+    found = raster._layers.at("model", 10, 12, raster.order)
     assert np.allclose(lines(found, _tokens.STEP), np.arange(10, 12.1, 0.125))
     raster.run = run_of(session, tmp_path)                              # which has no model yet
     assert raster.tokens == "none" and "no final weights yet" in raster._alerts[0].object
@@ -329,19 +398,19 @@ def test_the_window_opens_on_the_first_chosen_moment_and_shows_it_well():
 
 
 def test_chosen_moments_are_bands_and_other_units_are_pale():
-    raster = Raster(recording(), sort="rate", moments="40:41,80:81", chosen_units="cell 5")
-    shown, at = raster._marks(0, 100, 12), int(np.flatnonzero(raster._order == 5)[0])
+    raster = Raster(recording(), sort="rate", moments="40:41,80:81", chosen_units="cell 5", window=(0, 100))
+    shown, at = raster.marks(12), int(np.flatnonzero(raster.order == 5)[0])
     assert np.allclose([box[:4:2] for box in shown.under if box[5] == _selection.EDGE], [[40, 41], [80, 81]])
     pale = np.array([box[1:4:2] for box in shown.over if box[4] == _selection.PALE])
     assert np.diff(pale).sum() == 11 and not ((pale[:, 0] < at) & (pale[:, 1] > at)).any()
     raster.param.update(moments="", chosen_units="")
-    shown = raster._marks(0, 100, 12)
+    shown = raster.marks(12)
     assert not shown.under and not shown.over and "chosen" not in raster.status
 
 
 def test_a_box_chooses_moments_and_units_and_one_over_all_rows_no_units():
     def drag(*corners, final=True):
-        raster._boxed(SelectionGeometry(None, {"type": "rect", **dict(zip(("x0", "y0", "x1", "y1"), corners,
+        raster.boxed(SelectionGeometry(None, {"type": "rect", **dict(zip(("x0", "y0", "x1", "y1"), corners,
                                                                          strict=True))}, final))
 
     raster = Raster(recording(), sort="rate")
@@ -349,7 +418,7 @@ def test_a_box_chooses_moments_and_units_and_one_over_all_rows_no_units():
     assert not raster.moments
     drag(20.5, 4.4, 30.25, 1.6)
     assert raster.moments == "20.500:30.250" and (
-        set(raster.chosen_units.split(",")) == {f"cell {unit}" for unit in raster._order[2:5]})
+        set(raster.chosen_units.split(",")) == {f"cell {unit}" for unit in raster.order[2:5]})
     assert "1 chosen moment, 9.75 s; 3 chosen units" in raster.status
     drag(-5, -0.5, 30, 11.5)
     assert raster.moments == "0:30" and raster.chosen_units == ""
@@ -357,9 +426,10 @@ def test_a_box_chooses_moments_and_units_and_one_over_all_rows_no_units():
 
 def test_zoom_redraws_ten_million_spikes_at_once():
     raster = Raster(recording(10_000_000, 300, 3_600.0, series={}), series=[])
-    for window in [(0, 3600), (100, 1000), (100, 110)]:
+    drawn(raster)
+    for window in [(0, 3500), (100, 1000), (100, 110)]:
         begun = time.perf_counter()
-        raster._image(window, None, 1200, 500, 1.0)
+        raster.go(*window)
         assert time.perf_counter() - begun < 1                          # 0.05 s on an idle core
 
 

@@ -283,9 +283,8 @@ class Attribution(Dashboard):
                                                       margin=(10, 18)),
                          *(widgets.Button(label=label, on_click=step(by)) for label, by in (
                              ("◀ Earlier", -1), ("Later ▶", 1))))
-        said = pn.bind(lambda *_: f"<pre>{html.escape(self.code())}</pre>", *(of[name] for name in STATE))
-        code = pn.Card(Text(said), title="As code", collapsed=True, margin=(8, 10), **wide)
-        view = pn.Column(head, groups, self._doing, self._alerts, self._worth, one, self._pictures, code, **wide)
+        view = pn.Column(head, groups, self._doing, self._alerts, self._worth, one, self._pictures,
+                         self.as_code(*STATE), **wide)
         self._background.shown(view)
         return view
 

@@ -246,10 +246,9 @@ class Gallery(Dashboard):
         turn = lambda by: lambda _: setattr(self, "page", int(np.clip(self.page + by, 1, self.pages)))
         pages = pn.Row(widgets.Button(label="◀ Back", on_click=turn(-1)),
                        widgets.Button(label="Forward ▶", on_click=turn(1)), self._of_page, align="center")
-        said = pn.bind(lambda *_: f"<pre>{safe(self.code())}</pre>", *(of[key] for key in STATE))
         table = pn.Card(self._told, title="Every score, with 95 % intervals, of all items", margin=(8, 10), **wide)
-        code = pn.Card(Text(said), title="As code", collapsed=True, margin=(8, 10), **wide)
-        return pn.Column(self._head, table, choose, shown, self._large, self._spikes, pages, self._tiles, code, **wide)
+        return pn.Column(self._head, table, choose, shown, self._large, self._spikes, pages, self._tiles,
+                         self.as_code(*STATE), **wide)
 
 
 def app() -> pn.viewable.Viewable:

@@ -161,11 +161,9 @@ class Latents(Dashboard):
             widgets.FloatInput.from_param(self.param.min_dist, label="UMAP distance", width=130, step=0.05),
             *[widgets.Select.from_param(self.param.units_color, label="Colour units by", width=170)] * has_units)
         why = Text(f"No cloud of units: {html.escape(self._of)}.", margin=(2, 10), visible=not has_units)
-        said = pn.bind(lambda *_: f"<pre>{html.escape(self.code())}</pre>", *(self.param[name] for name in STATE))
-        code = pn.Card(Text(said), title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
         clouds = pn.Row(self._moments, *[self._units] * has_units, sizing_mode="stretch_width")
         view = pn.Column(head, choose, pn.Row(self._doing, self._stop), clouds, why, self._chosen, self._links,
-                         self._honest, code, sizing_mode="stretch_width")
+                         self._honest, self.as_code(*STATE), sizing_mode="stretch_width")
         self._background.shown(view)
         self._link()
         return view

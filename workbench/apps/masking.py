@@ -283,11 +283,10 @@ class Masking(Dashboard):
                            pn.widgets.Select.from_param(of.shown, label="Drawn", width=190))
         said = [Text(self._no_regions, visible=bool(self._no_regions), margin=(0, 10)), model, buttons, self._alerts,
                 Text(of.status, margin=(0, 10), styles={"font-size": "13px"}, **wide), Text(LEGEND, margin=(2, 10))]
-        code = pn.Card(Text(pn.bind(lambda *_: f"<pre>{html.escape(self.code())}</pre>", of.status, of.shown, of.mode)),
-                       title="As code", collapsed=True, margin=(8, 10), **wide)
         left, middle, right, below = (pn.pane.Bokeh(plot, margin=2, **wide) for plot in self._figures)
         return pn.Column(masks, *said, pn.Row(left, middle, right, **wide),
-                         pn.Row(below, self._regions, self._meter, **wide), code, **wide)
+                         pn.Row(below, self._regions, self._meter, **wide),
+                         self.as_code("status", "shown", "mode"), **wide)
 
 
 def app() -> pn.viewable.Viewable:

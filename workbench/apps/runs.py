@@ -246,10 +246,8 @@ class RunMonitor(Dashboard):
     def __panel__(self) -> pn.viewable.Viewable:
         buttons = pn.Row(self._progress, self._stop, self._save, self._resume)
         several = self._asked is None or isinstance(Run(self._asked), Group)
-        said = Text(pn.bind(lambda _: f"<pre>{html.escape(self.code())}</pre>", self.param.run))
-        code = pn.Card(said, title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
         self._view = pn.Column(*[self._table] * several, self._head, self._alert, buttons, self._opens, self._curves,
-                               self._decoded, code, sizing_mode="stretch_width")
+                               self._decoded, self.as_code("run"), sizing_mode="stretch_width")
         self._on_show = True
         self._tick()
         return self._view
