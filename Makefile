@@ -11,7 +11,7 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH     = $(shell grep '^torch==' constraints.txt)
 PIP       = $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-cluster bench lab serve docs rendered pictures lint lock install install-dev clean
+.PHONY: demo test test-slow test-binder test-cluster bench lab serve docs rendered pictures lint lock install install-dev clean
 
 demo: $(VENV)/.installed        ## train POYO on the simulated recording and compare it with ridge
 	$(PY) -m workbench train demo --run $(RUN)
@@ -22,6 +22,9 @@ test: $(VENV)/.installed-dev    ## lint, and every test that is neither slow nor
 
 test-slow: $(VENV)/.installed-dev   ## the tests marked slow (minutes each)
 	$(PY) -m pytest -m slow
+
+test-binder: $(VENV)/.installed-dev ## what Binder installs, in an environment of its own (minutes; downloads)
+	$(PY) -m pytest -m slow -s tests/test_binder.py
 
 test-cluster: $(VENV)/.installed-cluster    ## a Ray cluster of two nodes on this machine (installs Ray; minutes)
 	$(PY) -m pytest -m cluster -s tests/training

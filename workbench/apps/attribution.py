@@ -62,8 +62,8 @@ class Attribution(Dashboard):
     event = param.Selector(default="", objects=[""], doc="The event that time in the trial is counted from")
     modality = param.Selector(default="", objects=[""], doc="What is withheld from the window that is drawn")
     window = param.Integer(default=0, bounds=(0, None), doc="Which of the windows is drawn")
-    moments = param.String(doc="Stretches of time chosen elsewhere, from:until,… s: a phase")
-    chosen_units = param.String(doc="Ids of units chosen elsewhere: a region")
+    moments = param.String(constant=True, doc="Stretches of time chosen elsewhere, from:until,… s: a phase")
+    chosen_units = param.String(constant=True, doc="Ids of units chosen elsewhere: a region")
 
     def __init__(self, model, session=None, *, modalities: Mapping[str, Sequence[str]] | None = None, intervals=None,
                  phases: Mapping[str, tuple[str, float, float]] | None = None, most: int = 64, region: str = "",

@@ -67,8 +67,8 @@ class Gallery(Dashboard):
     sample = param.Integer(default=0, bounds=(0, None), doc="Which of the pictures that a method made of an item")
     page = param.Integer(default=1, bounds=(1, None), doc="Of the tiles")
     item = param.Integer(default=None, allow_None=True, bounds=(0, None), doc="What is shown large")
-    moments = param.String(doc="Stretches of time chosen elsewhere, from:until,… s: what was shown then is marked")
-    chosen_in = param.String(doc="The id of the session that the moments are of; empty: all")
+    moments = param.String(constant=True, doc="Chosen elsewhere, from:until,… s: what was shown then is marked")
+    chosen_in = param.String(constant=True, doc="The id of the session that the moments are of; empty: all")
 
     def __init__(self, reconstructions: Reconstructions | str | Path, scores: pd.DataFrame | None = None,
                  sessions: Sequence | Mapping | None = None, **state):
@@ -87,7 +87,7 @@ class Gallery(Dashboard):
             f"<b>{chosen.sum():,} of {len(chosen):,} items</b> were shown in the {len(moments):,} chosen moments"
             f"{f' of {safe(own)}' if own else ''}; they are marked.<br>")
         self._verdicts = {metric: report.summary(part) for metric, part in self.table.groupby("metric", sort=False)}
-        with param.parameterized.discard_events(self):
+        with param.parameterized.discard_events(self), param.edit_constant(self):
             for key, known in self.shown.known.items():
                 self.param[key].objects = known
                 if key not in ("methods", "sort"):
