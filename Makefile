@@ -11,7 +11,8 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 TORCH     = $(shell grep '^torch==' constraints.txt)
 PIP       = $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-binder test-cluster bench lab serve docs rendered pictures lint lock install install-dev clean
+.PHONY: demo test test-slow test-binder test-cluster bench lab serve docs rendered pictures lint lock
+.PHONY: install install-dev clean
 
 demo: $(VENV)/.installed        ## train POYO on the simulated recording and compare it with ridge
 	$(PY) -m workbench train demo --run $(RUN)

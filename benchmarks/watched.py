@@ -39,13 +39,17 @@ def main() -> dict[str, float]:
         server = subprocess.Popen([sys.executable, "-m", "panel", "serve", "workbench/apps/", "--port", "0"],
                                   stderr=subprocess.PIPE, text=True, env=env)
         try:
-            address = next(found[1] for line in server.stderr
-                           if (found := re.search(r"running at: (http://localhost:\d+)/", line)))
+            said, address = [], None
+            while address is None:
+                said.append(server.stderr.readline())
+                assert said[-1], "panel serve ended:\n" + "".join(said)
+                address = re.search(r"running at: (http://localhost:\d+)/", said[-1])
             threading.Thread(target=lambda: [None for _ in server.stderr], daemon=True).start()
-            return _watched(browser, f"{address}/apps?app=raster&data=", {
+            return _watched(browser, f"{address[1]}/apps?app=raster&data=", {
                 "450,000 spikes, all strips": "reach-sim", "10,000,000 spikes": many})
         finally:
             server.terminate()
+            server.wait()
 
 
 def _watched(browser: str, address: str, recordings: dict[str, str]) -> dict[str, float]:

@@ -66,8 +66,8 @@ class Dashboard(pn.viewable.Viewer):
         return super()._repr_mimebundle_(include, exclude)
 
     def as_code(self, *names: str) -> pn.Card:
-        """A closed card with the cell that makes this view, written anew as these parameters change while it is open:
-        closed it would cost the browser more than the view itself."""
+        """A closed card with the cell that makes this view, `self.code()`, written anew as these parameters change
+        while it is open: closed it would cost the browser more than the view itself."""
         card = pn.Card(title="As code", collapsed=True, sizing_mode="stretch_width", margin=(8, 10))
         written = lambda: f"<pre style='white-space:pre-wrap'>{html.escape(self.code())}</pre>"
         said = Text(written(), sizing_mode="stretch_width")

@@ -1,5 +1,6 @@
 """The raster dashboard: what it says about a view is true, what it draws are pixels, and a zoom changes them."""
 
+import asyncio
 import html
 import re
 import time
@@ -19,7 +20,7 @@ from workbench import Series, Session, models
 from workbench.analysis.raster import CountPyramid
 from workbench.apps import _marks, _selection, _tokens
 from workbench.apps._beneath import PARTS
-from workbench.apps._picture import AXIS, blocks
+from workbench.apps._picture import AXIS, Picture, blocks
 from workbench.apps.raster import SHADES, STATE, Raster
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.training.recipe import Recipe
@@ -225,6 +226,39 @@ def test_one_raster_shown_twice_shows_the_same_seconds_twice():
     assert two._image.data["x"] == one._image.data["x"] == [20]
     raster.window = None
     assert (one.time.start, one.time.end) == (two.time.start, two.time.end) == (0, 100)
+    one.rows.update(start=5.5, end=1.5)
+    for asked, units in ((one, 4), (two, 12), (one, 4)):                # status is of what was asked
+        asked.time.update(start=30, end=asked.time.end - 1)
+        asked._moved(None)
+        assert "4 of 12 units" in one.status.object and "12 of 12 units" in two.status.object
+        assert f"{units} of 12 units" in raster.status
+    raster.tokens = "bins"
+    assert "4 of 12 units" in one.status.object and "12 of 12 units" in two.status.object
+    assert "to see tokens" in one.status.object
+
+
+def test_only_the_last_view_of_a_wheel_that_turns_on_is_drawn(monkeypatch):
+    raster, doc, drawn_ = Raster(recording()), Document(), []
+    doc.add_root(drawn(raster))
+    [picture] = raster._pictures
+    monkeypatch.setattr(Picture, "show", lambda picture: drawn_.append(raster.window))
+
+    async def turn():
+        for start in (10, 20, 30):
+            picture.time.update(start=start, end=50)
+            picture._moved(None)
+        picture._resized("inner_width", 1000, 1100)
+        assert not drawn_
+        await asyncio.sleep(0.2)
+
+    asyncio.run(turn())
+    assert drawn_ == [(30, 50)] and picture.size == {"width": 1100, "height": 400}
+
+
+def test_a_view_of_nothing_changes_nothing():
+    raster = Raster(recording(), window=(10, 20))
+    for nothing in ((200, 300), (5, 5), (7, 3)):
+        assert not raster.go(*nothing) and raster.window == (10, 20)
 
 
 def test_a_window_set_later_is_checked_too():
@@ -475,7 +509,7 @@ def test_pixels_are_drawn_and_a_zoom_changes_them(address, page):
     page.locator("text=60 of 60 units").first.wait_for()
 
 
-def test_a_zoom_out_never_leaves_the_recording(page):
+def test_a_zoom_out_never_leaves_the_recording_and_a_zoom_in_stops_at_ten_milliseconds(page):
     made = []
 
     def build():
@@ -493,6 +527,38 @@ def test_a_zoom_out_never_leaves_the_recording(page):
             page.mouse.wheel(0, turn)
         page.wait_for_timeout(2500)
         assert "0.00 to 300.00 s" in made[-1].status and made[-1].window is None
+        for _ in range(40):
+            page.mouse.wheel(0, -240)
+            page.wait_for_timeout(60)
+        page.wait_for_timeout(1000)
+        assert np.diff(made[-1].window) == pytest.approx(0.01, rel=0.01)
+        [picture] = [one for one in made[-1]._pictures if one.spikes.document]
+        assert (picture.time.start, picture.time.end) == made[-1].window
+
+
+def test_two_visitors_of_one_raster_see_the_same_seconds_and_reset_brings_all_back(browser, page):
+    raster = Raster(recording(20_000, 12, 300.0), series=[])
+    with serving(lambda: raster) as url:
+        other = browser.new_page()
+        try:
+            for one in (other, page):
+                one.goto(url)
+                one.locator("text=0.00 to 300.00 s").wait_for()
+                one.wait_for_timeout(1000)
+            page.bring_to_front()
+            box = page.locator(".bk-Figure").first.bounding_box()
+            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            page.mouse.wheel(0, -240)
+            page.locator("text=0.00 to 300.00 s").wait_for(state="detached")
+            said = f"{raster.window[0]:,.2f} to {raster.window[1]:,.2f} s"
+            for one in (page, other):
+                one.locator(f"text={said}").wait_for()
+            page.locator("[title='Reset']").first.click()
+            for one in (page, other):
+                one.locator("text=0.00 to 300.00 s").wait_for()
+            assert raster.window is None
+        finally:
+            other.close()
 
 
 def test_a_person_zooms_in_sees_the_tokens_draws_a_box_and_follows_a_link(hub, page, small):

@@ -58,11 +58,6 @@ class View(NamedTuple):
         """Whether no cell drawn holds two spikes, or cells are too narrow (5 ms) for it to matter."""
         return self.counts.max(initial=0) <= 1 or self.bin_size <= 0.005
 
-    @property
-    def centers(self) -> np.ndarray:
-        """Middle of every column [C], seconds."""
-        return self.start + (np.arange(self.counts.shape[1]) + 0.5) * self.bin_size
-
 
 class CountPyramid:
     """Counts of a session's spikes for any window and any order of units.

@@ -22,13 +22,13 @@ from bokeh.models import (
 from workbench.analysis.raster import envelope, population_rate, resample
 from workbench.colors import CATEGORIES, swatch
 from workbench.errors import BadRecording
+from workbench.grids import INK
 from workbench.session import Session
 from workbench.splits import split
 
 PARTS = {"train": "#56b4e9", "valid": "#e69f00", "test": "#332288"}     # light, warm, dark: for any eye
 TRIALS = np.array(["#88a6c4", "#c5d3e2"])                               # in turn
 MOST = 2000                                                             # boxes in view: beyond, thinner than a pixel
-INK = "#333333"
 
 
 class Strip(NamedTuple):
@@ -109,9 +109,9 @@ class Beneath:
         drawn = [draw("time", f"y{i}", source=source, color=colors[i], **how) for i in range(len(names))]
         if len(names) > 1:                                              # one needs no legend
             plot.add_layout(Legend(items=[(name, [line]) for name, line in zip(names, drawn, strict=True)],
-                                   label_text_font_size="8pt", label_text_color=INK, padding=2, spacing=0, margin=4,
-                                   border_line_alpha=0, background_fill_alpha=0, label_height=12, glyph_height=12,
-                                   glyph_width=12, location="center_left"), "right")
+                                   click_policy="mute", location="center_left", label_text_font_size="8pt",
+                                   label_text_color=INK, label_height=12, glyph_height=12, glyph_width=12, padding=2,
+                                   spacing=0, margin=4, border_line_alpha=0, background_fill_alpha=0), "right")
         plot.yaxis.update(axis_label=label, ticker=BasicTicker(desired_num_ticks=3, num_minor_ticks=0))
         plot.y_range = Range1d()
 

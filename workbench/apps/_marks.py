@@ -1,5 +1,4 @@
-"""What lies under and over the spikes of a raster, drawn by Bokeh itself: HoloViews takes as long for each as for all
-else of a redraw together.
+"""What lies under and over the spikes of a raster.
 
     boxes (left, bottom, right, top, fill, line) · lines (x0, y0, x1, y1, color, width) · a path · points → Marks
 """

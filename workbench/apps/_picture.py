@@ -7,6 +7,8 @@ Bokeh's own figures, because HoloViews takes several times as long for a redraw 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,31 +31,39 @@ from bokeh.models import (
     SaveTool,
     WheelZoomTool,
 )
+from tornado.ioloop import IOLoop
 
 from workbench.apps._marks import Marks
+from workbench.display import Text
 from workbench.grids import plain
 
 if TYPE_CHECKING:
     from workbench.apps.raster import Raster
 
+SIZES = {"inner_width": "width", "inner_height": "height"}              # of a figure, and of a picture
 MARGIN = 92                                                             # pixels beside every plot, so that times align
 AXIS = 56                                                               # pixels of the time axis above the spikes
-# Bokeh tells that a wheel has stopped turning after so many milliseconds, half a second unless told otherwise.
-STILL = 50
+STILL = 30                                                              # ms after which a wheel is said to rest
+SOON = 20                                                               # ms to wait for more of what a browser says
 AT_LEAST = """
-const {start, end, min_interval} = cb_obj, middle = (start + end) / 2
-if (end - start < 0.999 * min_interval)
-  cb_obj.setv({start: middle - min_interval / 2, end: middle + min_interval / 2})
+const {start, end, min_interval, bounds} = cb_obj
+if (end > start && end - start < 0.999 * min_interval) {
+  const from = Math.max(bounds[0], Math.min((start + end - min_interval) / 2, bounds[1] - min_interval))
+  cb_obj.setv({start: from, end: from + min_interval})
+}
 """
 
 
 class Picture:
-    """The plots of one display of a raster."""
+    """The plots of one display of a raster, and the line that says what they show. Bokeh's figures are of one document
+    alone: to show them in another place takes another `Raster.__panel__()`, as every cell and every visitor has."""
 
     def __init__(self, raster: Raster):
-        self.raster = raster
-        self.size = {"inner_width": 1000, "inner_height": 400}          # pixels, until a browser says otherwise
+        self.raster, self._waits = raster, False
+        self.size = {"width": 1000, "height": 400}                      # pixels, until a browser says otherwise
         self.plots = pn.Column(sizing_mode="stretch_width")
+        self.status = Text(margin=(0, 10), sizing_mode="stretch_width",
+                           styles={"font-variant-numeric": "tabular-nums", "font-size": "13px"})
         self.build()
 
     def build(self) -> None:
@@ -72,49 +82,51 @@ class Picture:
             last.xaxis.update(visible=True, axis_label="time (s)")
             last.height += 46
         for strip in self.strips:
-            strip.show(*(raster.in_view if strip.moves else whole))
+            if not strip.moves:
+                strip.show(*whole)
         self.show()
         self.plots[:] = [pn.pane.Bokeh(plot, sizing_mode="stretch_width", margin=0)
                          for plot in (self.spikes, *(strip.plot for strip in self.strips))]
 
-    def go(self, start: float, stop: float) -> None:
-        """Show these seconds, unless this is where they come from."""
-        self.time.update(start=start, end=stop)
-        self.show(strips=True)
-
-    def show(self, strips: bool = False) -> None:
-        """Draw the spikes in view, and the strips that move with it where `strips`."""
+    def show(self) -> None:
+        """Move the axis to what is in view, which does nothing where it moved itself, and draw that."""
         start, stop = self.raster.in_view
-        with pn.io.hold(self.spikes.document):                          # one message, one redraw in the browser
-            seen = self.raster.look((self.rows.end, self.rows.start), *self.size.values())
+        with self._at_once():
+            self.time.update(start=start, end=stop)
+            seen = self.raster.look((self.rows.end, self.rows.start), **self.size)
+            self.status.object, self._drawn = self.raster.status, seen.says
             self._image.data = {
                 "shade": [seen.shades], "spikes": [seen.counts], "x": [seen.start], "y": [seen.top],
                 "dw": [seen.stop - seen.start], "dh": [seen.bottom - seen.top]}
             self._marks.show(self.raster.marks(abs(self.rows.end - self.rows.start)))
-            for strip in self.strips if strips else ():
+            for strip in self.strips:
                 if strip.moves:
                     strip.show(start, stop)
-        self._push()
 
     def mark(self) -> None:
         """Draw what is under and over the spikes anew."""
-        with pn.io.hold(self.spikes.document):
+        with self._at_once():
+            self.status.object = self.raster.told(self._drawn)
             self._marks.show(self.raster.marks(abs(self.rows.end - self.rows.start)))
-        self._push()
 
-    def _push(self) -> None:
-        pn.io.push_notebook(*self.plots)                                # nothing on a served page, which needs none
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """One message, one redraw in the browser."""
+        with pn.io.hold(self.spikes.document):
+            yield
+        pn.io.push_notebook(*self.plots)                                # which a served page does not need
 
     # Plots.
 
     def _plot(self, height: int, *tools, **options) -> Plot:
         """An empty plot on the time axis, which alone is panned and zoomed."""
-        pan, wheel = PanTool(dimensions="width"), WheelZoomTool(dimensions="width", maintain_focus=False)
+        pan = PanTool(dimensions="width")                               # a wheel that keeps focus would stop short of
+        wheel = WheelZoomTool(dimensions="width", maintain_focus=False)  # the whole when it zooms out
         plot = plain(height=height, x_range=self.time, tools=[pan, *tools, wheel], active_drag=pan, active_scroll=wheel,
                      lod_timeout=STILL, outline_line_color=None, min_border_left=self._margin, min_border_top=4,
                      min_border_bottom=4, **options)
-        plot.min_border_right = MARGIN                                  # a wheel that keeps focus would stop short of
-        return plot                                                     # the whole when it zooms out
+        plot.min_border_right = MARGIN                                  # all plots have the same, with a legend or not
+        return plot
 
     def _strip(self, height: int) -> Plot:
         plot = self._plot(height)
@@ -141,17 +153,34 @@ class Picture:
             ("unit", "$y{custom}"), ("time", "$x{0.000} s"), ("spikes here", "@spikes")]))
         plot.on_event(SelectionGeometry, raster.boxed)
         plot.on_event(RangesUpdate, self._moved)                        # of the strips too: one time axis, one event
-        for side in self.size:
+        for side in SIZES:
             plot.on_change(side, self._resized)
         return plot
 
     def _moved(self, _) -> None:
-        if not self.raster.go(self.time.start, self.time.end):          # other rows of the same seconds
-            self.show()
+        self._follow_soon()
 
     def _resized(self, attr, old, new) -> None:
-        if abs(new - self.size[attr]) > 2:
-            self.size[attr] = new
+        if abs(new - self.size[SIZES[attr]]) > 2:
+            self.size[SIZES[attr]] = new
+            self._follow_soon()
+
+    def _follow_soon(self) -> None:
+        """Of a wheel that turns on only the last view is drawn. And what a notebook's browser says is sent back to it,
+        and its view with it, if it is answered within the same message."""
+        if self._waits:
+            return
+        self._waits, doc = True, self.spikes.document
+        if doc is None:                                                 # nobody looks
+            self._follow()
+        elif doc.session_context:
+            doc.add_timeout_callback(self._follow, SOON)
+        else:
+            IOLoop.current().call_later(SOON / 1000, self._follow)
+
+    def _follow(self) -> None:
+        self._waits = False
+        if not self.raster.go(self.time.start, self.time.end, self):    # other rows, or pixels, of the same seconds
             self.show()
 
 

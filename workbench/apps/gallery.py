@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import html
 import json
-import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,15 +23,14 @@ import param
 
 from workbench.apps._presentation import Spikes
 from workbench.apps._run_facts import reports
+from workbench.apps._slow_view import SlowView
 from workbench.apps._tiles import NONE, TABLE, WRITTEN, Shown, Tiles, grid, scored, short
-from workbench.display import Dashboard, Text, address, alert, built, home, page
+from workbench.display import Dashboard, Text, address, built, home, page
 from workbench.errors import WorkbenchError
 from workbench.images import report
 from workbench.images.report import CHANCE, Reconstructions
 from workbench.selection import parsed, within
 from workbench.session import Session
-
-log = logging.getLogger(__name__)
 
 ORDER = ("metric", "sort", "of", "over", "where", "seed", "sample")     # what the order of items depends on
 CHOICE = ("moments", "chosen_in")
@@ -253,7 +250,7 @@ class Gallery(Dashboard):
 
 def app() -> pn.viewable.Viewable:
     """The served page: the report that `?folder=` names, or a choice of those in it (else in `runs`), or an example."""
-    location, doc = pn.state.location, pn.state.curdoc
+    location = pn.state.location
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     folder = asked.get("folder", "runs")
     nowhere = "folder" in asked and folder != EXAMPLE and not Path(folder).expanduser().is_dir()
@@ -262,47 +259,19 @@ def app() -> pn.viewable.Viewable:
         f"There are no saved reconstructions in {safe(Path(folder).resolve())}: this is an example, of a simulated "
         "recording, made here.")
     choice = pn.widgets.Select(label="Saved reconstructions", options=[*known, EXAMPLE], width=440)
-    doing, body, shown = Text(margin=(0, 10)), pn.Column(sizing_mode="stretch_width", min_height=300), []
 
-    def work(what: str, wanted: dict[str, str]) -> None:
-        errors, view, make = {}, None, None
-        for one in [wanted, {}] if wanted else [{}]:                    # what is wrong in the address is left out
-            try:
-                make = make or _ready(what, tell)
-                view = make(**_parsed(one))
-                break
-            except Exception as error:                                  # an exception here would leave an empty page
-                if not isinstance(error, WorkbenchError):
-                    log.exception("the page could not be built")
-                errors[str(error)] = alert(error)
-                if make is None:                                        # nor would it be there the second time
-                    break
-        doc.add_next_tick_callback(partial(put, list(errors.values()), view))
-
-    def tell(text: str) -> None:
-        doc.add_next_tick_callback(partial(doing.param.update, object=safe(text)))
-
-    def put(content: list, view: Gallery | None) -> None:
-        for old in shown:
-            old.close()
-        shown[:] = [view] * (view is not None)
-        doing.object, body.loading, body[:] = "", False, content + shown
-        if view is not None:
-            view.param.watch(lambda *_: remember(view), list(STATE))
-            remember(view)
+    def show(wanted: dict[str, str]) -> None:
+        what = choice.value
+        view.show(lambda tell, wanted: _ready(what, lambda text: tell(safe(text)))(**_parsed(wanted)), wanted)
 
     def remember(view: Gallery) -> None:
         state = {key: value if isinstance(value, str) else json.dumps(value) for key, value in view.state.items()}
         location.search = address(**{"app": asked["app"]} if "app" in asked else {}, folder=choice.value, **state)
 
-    def show(wanted: dict[str, str]) -> None:
-        body.loading = True
-        threading.Thread(target=work, args=(choice.value, wanted), daemon=True).start()
-
-    pn.state.on_session_destroyed(lambda _: [view.close() for view in shown])
+    view = SlowView(remember, STATE)
     choice.param.watch(lambda _: show({}), "value")
     pn.state.onload(lambda: show({key: asked[key] for key in STATE if key in asked}))
-    return page("Gallery", home(), Text(says, visible=bool(says), margin=(0, 10)), choice, doing, body)
+    return page("Gallery", home(), Text(says, visible=bool(says), margin=(0, 10)), choice, view)
 
 
 def _saved(folder: str) -> list[str]:

@@ -11,6 +11,8 @@ and zoom like ten thousand, and the line above the picture always says what is d
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakSet
@@ -39,7 +41,7 @@ STATE = ("sort", "color", "series", "window", "tokens", "run", "moments", "chose
 
 
 class Seen(NamedTuple):
-    """Spikes in view: counts and shades [R, C], the first row on top; their edges in seconds and in rows."""
+    """Spikes in view: counts and shades [R, C], the first row on top; their edges in seconds and in rows; in words."""
 
     counts: np.ndarray
     shades: np.ndarray
@@ -47,6 +49,7 @@ class Seen(NamedTuple):
     stop: float
     top: float
     bottom: float
+    says: str
 
 
 class Raster(Dashboard):
@@ -77,8 +80,9 @@ class Raster(Dashboard):
         super().__init__(**params)
         self.session, self.pyramid, run = session, CountPyramid(session), str(getattr(run, "path", run))
         self.whole = self.pyramid.start, self.pyramid.stop
-        self._columns, self._layers, self._drawn = unit_columns(session), _tokens.Layers(session), ""
+        self._columns, self._layers = unit_columns(session), _tokens.Layers(session)
         self.beneath, self._pictures = Beneath(session), WeakSet()      # of every cell and page that shows this
+        self._asked = None
         if sort is None:
             sort = "region" if session.units["region"].nunique() > 1 else "table order"
         if series is None:
@@ -131,15 +135,13 @@ class Raster(Dashboard):
             pn.widgets.MultiChoice.from_param(self.param.series, label="Series beneath", width=300, solid=False),
             pn.widgets.Select.from_param(self.param.tokens, label="Tokens", width=120),
             pn.widgets.TextInput.from_param(self.param.run, label="Folder of a run or a saved model", width=270))
-        status = Text(self.param.status, margin=(0, 10), sizing_mode="stretch_width",
-                      styles={"font-variant-numeric": "tabular-nums", "font-size": "13px"})
         chosen = [self.param[name] for name in ("moments", "chosen_units", "run")]
         clear = pn.widgets.Button(label="Clear", description="Choose no moments and no units", margin=(4, 10),
                                   on_click=lambda _: self.param.update(moments="", chosen_units=""))
         lead = lambda *what: shown_in("raster", self.recording, self.session.id, *what)
         links = Text(pn.bind(lead, *chosen), margin=(10, 0))
         about = pn.Row(clear, links, visible=pn.bind(lambda *both: any(both), *chosen[:2]))
-        return pn.Column(title, choose, self._alerts, status, about, self._legend, self._split,
+        return pn.Column(title, choose, self._alerts, picture.status, about, self._legend, self._split,
                          picture.plots, self.as_code(*STATE), sizing_mode="stretch_width")
 
     # The run, its split and its tokens.
@@ -200,11 +202,26 @@ class Raster(Dashboard):
         """Seconds."""
         return self.window or self.whole
 
-    def go(self, start: float, stop: float) -> bool:
-        """Show these seconds, as far as they are in the recording; False where they are shown already."""
+    def go(self, start: float, stop: float, asked: Picture | None = None) -> bool:
+        """Show these seconds, as far as they are in the recording; False where they are shown already, or nothing is.
+
+        asked: where somebody panned; `status` is of that one then.
+        """
         before, seen = self.window, (max(start, self.whole[0]), min(stop, self.whole[1]))
-        self.window = None if np.allclose(seen, self.whole, atol=1e-6, rtol=0) else seen
+        if seen[0] < seen[1]:
+            self._asked = asked
+            self.window = None if np.allclose(seen, self.whole, atol=1e-6, rtol=0) else seen
+            self._asked = None
         return self.window != before
+
+    def _each(self, do: Callable[[Picture], None]) -> None:
+        """`do` of all pictures; of another visitor's when its document is not locked, as all but ours are now."""
+        for picture in sorted(self._pictures, key=lambda one: one is self._asked):
+            doc = picture.spikes.document
+            if doc and doc.session_context and doc is not pn.state.curdoc:
+                doc.add_next_tick_callback(partial(do, picture))
+            else:
+                do(picture)
 
     @param.depends("window", watch=True)
     def _moved(self) -> None:
@@ -216,8 +233,7 @@ class Raster(Dashboard):
         if window != self.window:                                       # comes here again, with less
             self.window = window
             return
-        for picture in self._pictures:
-            picture.go(*self.in_view)
+        self._each(Picture.show)
         self._look_unseen()
 
     @param.depends("sort", "color", "series", watch=True)
@@ -227,8 +243,7 @@ class Raster(Dashboard):
             self._columns.get(self.color), self.color, len(self.order))
         self.palette = [f"{color}{alpha:02x}" for color in colors
                         for alpha in [0, *np.linspace(48, 255, SHADES - 1).astype(int)]]
-        for picture in self._pictures:
-            picture.build()
+        self._each(Picture.build)
         self._look_unseen()
 
     def _look_unseen(self) -> None:
@@ -236,9 +251,8 @@ class Raster(Dashboard):
             self.look((-0.5, len(self.order) - 0.5))
 
     def _mark(self) -> None:
-        for picture in self._pictures:
-            picture.mark()
-        self._say()
+        self._each(Picture.mark)
+        self.status = self.told(self._drawn)
 
     @property
     def names(self) -> np.ndarray | None:
@@ -273,16 +287,17 @@ class Raster(Dashboard):
         if drawn.exact and density < 0.03:                              # lone spikes one pixel wide are hard to see
             columns //= 3 if density < 0.005 else 2
             drawn = self.pyramid.view(start, stop, columns, self.order, (first, last), height)
-        self._tell(drawn, last - first, (start, stop))
+        self._drawn = self._says(drawn, last - first, (start, stop))
+        self.status = self.told(self._drawn)
         k, counts = drawn.units_per_row, drawn.counts
         if not len(counts):                                             # a recording without units: one empty row
             counts = np.zeros((1, counts.shape[1]), np.uint32)
         group = self._groups[self.order[first:last:k]] if n else np.zeros(1, int)
         shades = (shade(counts, SHADES) + SHADES * group[:, None]).astype(np.min_scalar_type(len(self.palette)))
         return Seen(counts.astype(np.min_scalar_type(counts.max())), shades, drawn.start, drawn.stop,
-                    first - 0.5, first - 0.5 + k * len(counts))         # few bytes, which may have far to go
+                    first - 0.5, first - 0.5 + k * len(counts), self._drawn)    # few bytes, which may have far to go
 
-    def _tell(self, drawn, units: int, window: tuple[float, float]) -> None:
+    def _says(self, drawn, units: int, window: tuple[float, float]) -> str:
         total, n, width = len(self.session.spike_times), len(self.order), drawn.bin_size
         size = f"{1e3 * width:.3g} ms" if width < 1 else f"{width:.3g} s"
         how = f"exact to {size}" if drawn.tells_spikes_apart else f"binned at {size}"
@@ -294,15 +309,13 @@ class Raster(Dashboard):
         known = self.session.resolution
         finer = f" · spike times are known to {1e3 * known:.3g} ms only" if known > width else ""
         simulated = "<b>SIMULATED</b> · " if self.session.simulated else ""
-        self._drawn = (f"{simulated}{units:,} of {n:,} units{shared} · {spikes} · "
-                       f"{window[0]:,.2f} to {window[1]:,.2f} s{gaps}{finer}")
-        self._say()
+        return (f"{simulated}{units:,} of {n:,} units{shared} · {spikes} · "
+                f"{window[0]:,.2f} to {window[1]:,.2f} s{gaps}{finer}")
 
-    def _say(self) -> None:
+    def told(self, drawn: str) -> str:
         """What is drawn, in a line; which tokens, and what is chosen, in two more where there are any."""
         layer = self._layers.at(self.tokens, *self.in_view, self.order)
-        said = self._drawn, layer and layer.says, _selection.told(*self._chosen)
-        self.status = "<br>".join(filter(None, said))
+        return "<br>".join(filter(None, (drawn, layer and layer.says, _selection.told(*self._chosen))))
 
     def marks(self, rows: float) -> Drawn:
         """Where the recording is not valid, what is chosen, where trials start while they can be told apart, tokens.
