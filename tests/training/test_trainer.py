@@ -65,7 +65,7 @@ def whole(tiny, tmp_path_factory):
     return folder
 
 
-SOME = sorted(random.Random().choices(range(1, 41), k=20))
+SOME = sorted(random.Random().sample(range(1, 41), k=20))               # one that was saved does not come again
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
