@@ -47,6 +47,19 @@ def test_what_a_mask_hides_changes_nothing_that_is_said(mode, settings):
         assert not torch.equal(model(batch).latents, one.latents)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"bin_size": 0.01, "chunk": 0.05}])
+def test_hidden_units_are_to_the_encoder_as_if_they_had_never_been_recorded(settings):
+    model, batch = small(**settings), windows()
+    mask = model.draw(batch, "neuron")
+    fewer = batch.keep_units(~mask.hidden[..., 0][batch.unit_mask])
+    torch.testing.assert_close(model.encode(batch, mask), model.encode(fewer), atol=1e-5, rtol=1e-5)
+    silent = mask.of_spikes(batch)                                      # silence of units that are there says something
+    assert not torch.allclose(model.encode(fewer), model.encode(silent), atol=1e-4)
+    alone = small(sums=False, **settings)                               # unless only spikes are looked at
+    torch.testing.assert_close(alone.encode(fewer), alone.encode(silent), atol=1e-5, rtol=1e-5)
+
+
 def test_modes_are_drawn_by_their_chances():
     model, batch = small(modes={"neuron": 3, "causal": 1}), windows()
     drawn = [list(model.loss(batch))[1] for _ in range(60)]

@@ -1,4 +1,4 @@
-"""NeuroBridge: masked pretraining on single spikes, compressed by a Perceiver; absent spikes are the only mask.
+"""NeuroBridge: masked pretraining on single spikes, compressed by a Perceiver; what is hidden leaves no trace.
 
 This project's own. From POYO it takes spikes as tokens (Azabou et al. 2023, arXiv 2310.16046), from MtM the modes of
 masking (Zhang et al. 2024, arXiv 2407.14668), from Perceiver IO queries that read latents (Jaegle et al. 2021,
@@ -6,7 +6,8 @@ arXiv 2107.14795).
 
     spikes that the mask leaves → unit vector, rotary time inside the chunk ─┐ (and one blank token a chunk)
     `latents` learned queries a chunk, spread over it ───────────────────────┴→ cross-attention [B, C, L, dim]
-    → linear → transformer over all latents, both ways in time, rotary → latents [B, C × L, width]
+    counts of each chunk beside the units' means → Σ over visible units × vector [B, C, dim]
+    → linear, both, added → transformer over all latents, both ways in time, rotary → latents [B, C × L, width]
     one query a bin ──→ cross-attention to the latents → what the time is like [B, T, width]
     log rate of unit n in bin t = ⟨map of n's vector, t⟩ + n's own visible counts around t + n's mean
         → Poisson likelihood of what was hidden, and of nothing else
@@ -14,8 +15,9 @@ arXiv 2107.14795).
 All modes share one decoder and one grid; only the mask differs. `decoder="queries"` is the plan's first form: one query
 a unit and bin reads the latents, which costs a hundred times as much and is trained on a sample of the hidden entries.
 
-Two things make it learn in minutes: attention is local from the start (`near`), without which it learns nothing for
-thousands of steps, and units start where they fire together (`factors`), a third of the steps that random rows take.
+Three things make it learn in minutes: attention is local from the start (`near`), without which it learns nothing for
+thousands of steps; units start where they fire together (`factors`), a third of the steps that random rows take; and
+what units fire beside their means is summed (`hear`), which attention, a mean over spikes, has to learn to do.
 """
 
 from __future__ import annotations
@@ -53,11 +55,11 @@ class NeuroBridge(SpikeModel):
 
     dim: of tokens; width, depth, heads: of the transformer; latents: a chunk. clock: windows begin with trials, so that
     chunks may know which they are; else only distances in time are known. modes: mode → chance, see
-    `masking.Controller`. For comparison, prompt: tell the transformer the mode by a token, as MtM does; after: hide
-    latents of whole chunks after compression, not spikes before it, which only modes of time can. sample: hidden
-    entries of a window that the decoder of queries is trained on. identity: who a unit is, a learned "embedding" or
-    "inferred" from its own activity without labels or gradients (nn/identity.py has reference, reference_windows and
-    reference_bins). `SIZES` have 2, 10, 30 and 100 million parameters.
+    `masking.Controller`. For comparison, sums: False leaves spikes to attention alone; prompt: tell the transformer the
+    mode by a token, as MtM does; after: hide latents of whole chunks after compression, not spikes before it, which
+    only modes of time can. sample: hidden entries of a window that the decoder of queries is trained on. identity: who
+    a unit is, a learned "embedding" or "inferred" from its own activity without labels or gradients (nn/identity.py has
+    reference, reference_windows and reference_bins). `SIZES` have 2, 10, 30 and 100 million parameters.
     """
 
     name = "neurobridge"
@@ -70,9 +72,9 @@ class NeuroBridge(SpikeModel):
     def __init__(self, *, units: Sequence[str], regions: Mapping[str, str], bin_size: float = 0.01, chunk: float = 0.05,
                  window: float = 1.0, dim: int = 128, latents: int = 4, width: int = 512, depth: int = 12,
                  heads: int = 8, dropout: float = 0.1, modes: Mapping[str, float] = MODES, decoder: str = "factorised",
-                 clock: bool = False, sample: int = 256, prompt: bool = False, after: bool = False, t_min: float = 1e-3,
-                 identity: str = "embedding", reference: str = "statistics", reference_windows: int = 16,
-                 reference_bins: int = 100):
+                 clock: bool = False, sample: int = 256, sums: bool = True, prompt: bool = False, after: bool = False,
+                 t_min: float = 1e-3, identity: str = "embedding", reference: str = "statistics",
+                 reference_windows: int = 16, reference_bins: int = 100):
         super().__init__()
         if decoder not in DECODERS:
             raise UnknownName("decoder", decoder, DECODERS, where="the decoders of NeuroBridge")
@@ -94,6 +96,7 @@ class NeuroBridge(SpikeModel):
         # Where a chunk is one bin, the grid is as coarse as the recording: where a spike lies in it says nothing.
         self.compress = ChunkAttention(dim, latents, chunk, timed=self.chunk_bins > 1, t_min=t_min, dropout=dropout)
         self.widen, self.widen_norm = nn.Linear(dim, width), nn.LayerNorm(width)
+        self.heard = nn.Linear(dim, width, bias=False) if sums else None
         self.place = nn.Parameter(torch.randn(latents, width) * 0.02)
         self.register_buffer("pace", paces(heads), persistent=False)
         self.clock = nn.Parameter(torch.randn(chunks, 1, width) * 0.02) if clock else None
@@ -189,7 +192,7 @@ class NeuroBridge(SpikeModel):
     def reconstruct(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Output:
         """The same from the spikes that the mask leaves. mode: what a model with prompts is told."""
         seen = batch if mask is None else mask.of_spikes(batch)
-        units, latents = self.unit_vectors(batch), self.encode(*self.hide(batch, mask), mode)
+        units, latents = self.unit_vectors(batch), self.encode(batch, mask, mode)
         log_rates = self.decoder(latents, units, *self.asked(batch))
         return Output(log_rates=log_rates + self.beside(seen, mask, units), latents=self.by_chunk(latents))
 
@@ -217,39 +220,55 @@ class NeuroBridge(SpikeModel):
         mode, mask = self.controller.draw(batch.unit_mask, batch.bins(self.chunk), **asked)         # whole chunks
         return mode, Mask(*(part.repeat_interleave(long, 2) for part in mask))
 
-    def hide(self, batch: SpikeBatch, mask: Mask | None) -> tuple[SpikeBatch, Tensor | None]:
-        """What the encoder is given: the spikes that the mask leaves, or all, and chunks to hide afterwards [B, C]."""
-        if mask is None:
-            return batch, None
-        if self.absent is None:
-            return mask.of_spikes(batch), None
-        return batch, mask.grid(batch.bins(self.chunk)).hidden.any(1)
-
     def unit_vectors(self, batch: SpikeBatch) -> Tensor:
         """Who each unit is [B, N, dim], zeros in padding."""
         return unit_weights(batch, self.units)
 
-    def encode(self, seen: SpikeBatch, hidden: Tensor | None = None, mode: str | None = None) -> Tensor:
-        """The latents [B, C × L, width] of the spikes that are given. hidden: chunks to hide after compression [B, C];
-        mode: what a model with prompts is told, the first of its own where it is none of them.
+    def encode(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Tensor:
+        """The latents [B, C × L, width] of the spikes that the mask leaves. mode: what a model with prompts is told, the
+        first of its own where it is none of them.
         """
         which = self.modes.index(mode) if mode in self.modes else 0
         told = self.no_prompt if self.prompt is None else self.prompt[[which]]
-        return self.encode_with(seen, told, hidden)[1]
+        return self.encode_with(batch, told, mask)[1]
 
-    def encode_with(self, seen: SpikeBatch, tokens: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode_with(self, batch: SpikeBatch, tokens: Tensor, mask: Mask | None = None) -> tuple[Tensor, Tensor]:
         """The same with tokens [n, width] beside the latents, near to all of them: tokens [B, n, width], latents."""
+        before, after = (mask, None) if self.absent is None else (None, mask)
+        seen = batch if before is None else before.of_spikes(batch)
         distinct, rows = self.units.unit_rows(seen).unique(return_inverse=True)             # once a unit, not a spike
         x = self.compress(seen, self.units(distinct), rows)
-        x, times, n = self.widen_norm(self.widen(x)), self.latent_times(seen), len(tokens)
+        x = self.widen_norm(self.widen(x))
+        if self.heard is not None:
+            x = x + self.hear(seen, before)[:, :, None]
+        times, n = self.latent_times(seen), len(tokens)
         if self.clock is not None and x.shape[1] != len(self.clock):
             raise WorkbenchError(f"this NeuroBridge knows the time in windows of {self.window:g} s and was given "
                                  f"{seen.duration:g} s; cut windows of its own length, or build it without clock=True")
-        x = x if hidden is None else torch.where(hidden[..., None, None], self.absent, x)
+        if after is not None:
+            hidden = after.grid(x.shape[1]).hidden.any(1)
+            x = torch.where(hidden[..., None, None], self.absent, x)
         x = (x + self.place if self.clock is None else x + self.place + self.clock).flatten(1, 2)
         closer, times = pad(near(self.pace, times, times), (n, 0, n, 0)), pad(times, (n, 0))
         x = self.backbone(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1), turn=self.rotary(times), mask=closer)
         return x[:, :n], x[:, n:]
+
+    def hear(self, seen: SpikeBatch, mask: Mask | None) -> Tensor:
+        """What visible units fire beside their means, in standard deviations that chance would have, times their vectors
+        and summed over units, chunk by chunk [B, C, width].
+        """
+        counts, visible = seen.counts(self.bin_size), self.visible(seen, mask)
+        mean = unit_weights(seen, self.rates).detach().exp()
+        beside = ((counts - mean) * visible).unflatten(2, (-1, self.chunk_bins)).sum(3)
+        beside = beside * (mean * self.chunk_bins + 0.02).rsqrt()       # a nearly silent unit is not the loudest
+        many = visible.sum(1).to(mean).mean(1).clamp(min=1)[:, None, None]
+        vectors = self.unit_vectors(seen) / (1.0 if self.inferred else self.units.std)
+        return self.heard(beside.transpose(1, 2) @ vectors * many.rsqrt())
+
+    def visible(self, batch: SpikeBatch, mask: Mask | None) -> Tensor:
+        """Which bins of which units the mask leaves whole [B, N, T]; padding is not."""
+        there = batch.unit_mask[..., None].expand(-1, -1, batch.bins(self.bin_size))
+        return there if mask is None else there & ~mask.grid(there.shape[2]).hidden
 
     def by_chunk(self, latents: Tensor) -> Tensor:
         """Latents [B, C × L, width] → one vector a chunk [B, C, L × width]."""
@@ -270,11 +289,8 @@ class NeuroBridge(SpikeModel):
 
     def beside(self, seen: SpikeBatch, mask: Mask | None, units: Tensor) -> Tensor:
         """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts."""
-        level, counts = unit_weights(seen, self.rates), seen.counts(self.bin_size)
-        visible = seen.unit_mask[..., None].expand_as(counts)
-        if mask is not None:
-            visible = visible & ~mask.grid(counts.shape[2]).hidden
-        return level + self.own(counts, visible, level, units)
+        level = unit_weights(seen, self.rates)
+        return level + self.own(seen.counts(self.bin_size), self.visible(seen, mask), level, units)
 
     def _sampled(self, batch: SpikeBatch, mask: Mask, mode: str, where: Tensor) -> tuple[Tensor, Tensor]:
         """Log rates and counts [B, sample] of entries drawn from `where` [B, N, T], from windows that have any."""
@@ -285,7 +301,7 @@ class NeuroBridge(SpikeModel):
         unit, bin_ = at // where.shape[2], at % where.shape[2]
         asked = units[able].gather(1, unit[..., None].expand(-1, -1, units.shape[2]))
         turn, bins, near = self.asked(batch)
-        latents = self.encode(*self.hide(batch, mask), mode)[able]
+        latents = self.encode(batch, mask, mode)[able]
         found = self.decoder.ask(latents, asked, turn, bins[bin_], near[:, bin_].transpose(0, 1))
         return found + chosen(self.beside(seen, mask, units)), chosen(batch.counts(self.bin_size))
 

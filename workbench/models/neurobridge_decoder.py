@@ -43,7 +43,7 @@ class NeuroBridgeDecoder(SpikeModel):
         if readout not in READOUTS:
             raise UnknownName("readout", readout, READOUTS, where="the readouts of NeuroBridge")
         self.encoder, self.target, self.readout = NeuroBridge(**encoder), target, readout
-        del self.encoder.decoder, self.encoder.own, self.encoder.rates
+        del self.encoder.decoder, self.encoder.own
         self.bin_size, self.chunk, self.window = self.encoder.bin_size, self.encoder.chunk, self.encoder.window
         width, heads = self.encoder.widen.out_features, len(self.encoder.pace)
         asked = {"queries": queries, "mean": 0, "cls": 1}[readout]
