@@ -1,7 +1,9 @@
 """NeuroBridge: what is hidden leaves no trace, in any mode; identities, decoders, sizes and new sessions."""
 
+import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -10,11 +12,14 @@ from tests.models.small import SMALL
 from tests.models.test_zoo import SESSIONS, toy
 from workbench import models
 from workbench.analysis import cosmoothing
+from workbench.analysis.masked import evaluate
 from workbench.batch import Reader
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.masking import Mask
 from workbench.models.neurobridge import MODES, NeuroBridge, factors
+from workbench.nn.grid import Factorised
 from workbench.nn.rotary import rotate_
+from workbench.windows import RandomWindows
 
 ONE_REGION = replace(toy("alone", 8, 3), units=SESSIONS[0].units.assign(region="M1"))
 
@@ -217,6 +222,48 @@ def test_new_sessions_add_rows_and_change_none():
     torch.testing.assert_close(model.rates.weight[rows, 0].exp().double(), torch.from_numpy(new.rates() * 0.05),
                                rtol=1e-4, atol=1e-6)
     assert model.regions.numbers(there).tolist() == [[0, 1] * 3]
+
+
+@torch.no_grad()
+def test_vectors_of_units_are_solved_for_by_what_they_fired():
+    torch.manual_seed(0)
+    decoder, units = Factorised(32, 48, 2, 0.0), torch.nn.functional.layer_norm(torch.randn(20, 32), (32,))
+    times = torch.nn.functional.layer_norm(torch.randn(3000, 6) @ torch.randn(6, 48), (48,))
+    rates = lambda vectors: (decoder.direction(decoder.unit_norm(vectors)) @ times.T * 48 ** -0.5).T    # log
+    counts = torch.poisson((rates(units) - 1).exp())
+    found = decoder.solve(times, counts, counts.mean(0))
+    torch.testing.assert_close(found.var(1, correction=0), torch.ones(20), rtol=1e-3, atol=0)
+    said, true = (each - each.mean(0) for each in (rates(found), rates(units)))
+    assert torch.nn.functional.cosine_similarity(said, true, dim=0).min() > 0.9
+    assert (said.std(0) / true.std(0)).sub(1).abs().max() < 0.35        # one step, from the means
+
+
+def test_units_of_a_new_session_are_recognised_by_a_trained_network(monkeypatch):
+    sessions = [toy(f"s{i}", 12, 10 + i, 60.0) for i in range(3)]
+    new, model = toy("new", 12, 20, 60.0), small(sessions, modes={"neuron": 1}).train()
+    batches = RandomWindows(sessions, [s.intervals for s in sessions], duration=1.0, batch_size=16, seed=0)
+    adam = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(200):
+        adam.zero_grad()
+        model.loss(batches.batch(step))["loss"].backward()
+        adam.step()
+    model.eval()
+    known = model.units.weight.detach().clone()
+    train, test = np.array([[0.0, 40.0]]), np.array([[40.0, 60.0]])
+    score = lambda met: evaluate(met, new, train, test, "neuron", fills=False)["bits"]
+    met = copy.deepcopy(model)
+    met.extend([new.within(train)])
+    assert torch.equal(met.units.weight[:len(known)], known) and not met.training
+    monkeypatch.setattr(NeuroBridge, "recognise", lambda *_: None)
+    model.extend([new.within(train)])
+    assert score(met) > score(model) + 0.05
+
+
+@pytest.mark.parametrize("settings", [dict(decoder="queries"), dict(after=True, modes={"temporal": 1, "causal": 1})])
+def test_a_network_that_cannot_recognise_units_meets_them_all_the_same(settings):
+    model, new = small(**settings), toy("new", 6, 5)
+    model.extend([new])
+    assert model(Reader([new]).read([0], [2.0], 1.0)).log_rates.isfinite().all()
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ a unit and bin reads the latents, which costs a hundred times as much and is tra
 
 Three things make it learn in minutes: attention is local from the start (`near`), without which it learns nothing for
 thousands of steps; units start where they fire together (`factors`), a third of the steps that random rows take; and
-what units fire beside their means is summed (`hear`), which attention, a mean over spikes, has to learn to do.
+what units fire beside their means is summed (`hear`), which attention, a mean over spikes, has to learn to do. And
+units of a session met after training are solved for (`recognise`), so that they start in the network's own space.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class NeuroBridge(SpikeModel):
     name = "neurobridge"
     reconstructs = embeds = True
     takes = "spikes"
-    rows_lr = 5e-2                                                      # rows start at a scale of 0.2
+    rows_lr = 2e-2                                                      # rows start at a scale of 0.2
     SIZES: ClassVar = {"2m": dict(width=128, depth=8, heads=4), "10m": dict(width=256, depth=12, heads=8),
                        "30m": dict(width=448, depth=12, heads=8), "100m": dict(width=832, depth=12, heads=8)}
 
@@ -135,9 +136,13 @@ class NeuroBridge(SpikeModel):
     def extend(self, sessions: Sequence[Session]) -> None:
         new = [name for name in unit_names(sessions) if name not in self.rates.row]
         super().extend(sessions)
-        self.meet([s for s in sessions if {*unit_names([s])} & {*new}], new)
+        unmet = [s for s in sessions if {*unit_names([s])} & {*new}]
+        self.meet(unmet, new)
         self.regions = Regions(region_names(sessions) | self.regions.names)
         self._hub_mixin_config["regions"] = self.regions.names
+        if not self.inferred and self.absent is None and hasattr(getattr(self, "decoder", None), "solve"):
+            for session in unmet:
+                self.recognise(session, new)
 
     @torch.no_grad()
     def meet(self, sessions: Sequence[Session], names: Sequence[str]) -> None:
@@ -156,6 +161,28 @@ class NeuroBridge(SpikeModel):
                 found = self.units.std * factors(batch.counts(self.chunk), self.units.weight.shape[1])
                 rows = self.units.rows(unit_names([session]))[new]
                 self.units.weight[rows] += found[new].to(self.units.weight)
+
+    @torch.no_grad()
+    def recognise(self, session: Session, names: Sequence[str], rounds: int = 5, seconds: float = 160.0) -> None:
+        """Turn the vectors of the named units of a session to where a trained network would have them, without gradients:
+        it reads one half of the units, and by what it finds those of the other half are solved for, again and again.
+        seconds: of the recording that it looks at.
+        """
+        batch = spread_windows(session, self.window, round(seconds / self.window))
+        if batch is None:
+            return
+        words, training = unit_names([session]), self.training
+        rows, new = self.units.rows(words), torch.tensor([word in {*names} for word in words])
+        counts, mean = batch.counts(self.bin_size), self.rates.weight[self.rates.rows(words), 0].exp()
+        self.eval()
+        for _ in range(rounds):
+            half = torch.rand(len(words)) < 0.5
+            for hidden in (half, ~half):
+                mask = hidden[:, None].expand_as(counts)
+                times = self.decoder.times(self.encode(batch, Mask(mask, mask)), *self.asked(batch)).flatten(0, 1)
+                found = self.decoder.solve(times, counts[:, hidden].transpose(1, 2).flatten(0, 1), mean[hidden])
+                self.units.weight[rows[hidden & new]] = found[new[hidden]] * self.units.std
+        self.train(training)
 
     @torch.no_grad()
     def centre_(self, sessions: Sequence[Session]) -> None:
