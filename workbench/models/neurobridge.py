@@ -164,9 +164,9 @@ class NeuroBridge(SpikeModel):
 
     @torch.no_grad()
     def recognise(self, session: Session, names: Sequence[str], rounds: int = 5, seconds: float = 160.0) -> None:
-        """Turn the vectors of the named units of a session to where a trained network would have them, without gradients:
-        it reads one half of the units, and by what it finds those of the other half are solved for, again and again.
-        seconds: of the recording that it looks at.
+        """Turn the vectors of the named units of a session to where a trained network would have them, without a
+        gradient: it reads one half of the units, and by what it finds those of the other half are solved for, again and
+        again. seconds: of the recording that it looks at.
         """
         batch = spread_windows(session, self.window, round(seconds / self.window))
         if batch is None:
@@ -252,8 +252,8 @@ class NeuroBridge(SpikeModel):
         return unit_weights(batch, self.units)
 
     def encode(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Tensor:
-        """The latents [B, C × L, width] of the spikes that the mask leaves. mode: what a model with prompts is told, the
-        first of its own where it is none of them.
+        """The latents [B, C × L, width] of the spikes that the mask leaves. mode: what a model with prompts is told,
+        the first of its own where it is none of them.
         """
         which = self.modes.index(mode) if mode in self.modes else 0
         told = self.no_prompt if self.prompt is None else self.prompt[[which]]
@@ -281,8 +281,8 @@ class NeuroBridge(SpikeModel):
         return x[:, :n], x[:, n:]
 
     def hear(self, seen: SpikeBatch, mask: Mask | None) -> Tensor:
-        """What visible units fire beside their means, in standard deviations that chance would have, times their vectors
-        and summed over units, chunk by chunk [B, C, width].
+        """What visible units fire beside their means, in standard deviations that chance would have, times their
+        vectors and summed over units, chunk by chunk [B, C, width].
         """
         counts, visible = seen.counts(self.bin_size), self.visible(seen, mask)
         mean = unit_weights(seen, self.rates).detach().exp()
