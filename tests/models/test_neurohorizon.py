@@ -12,7 +12,8 @@ from tests.models.test_spint import shuffled
 from tests.models.test_zoo import SESSIONS, toy
 from workbench import models
 from workbench.batch import Reader
-from workbench.errors import UnknownName, WorkbenchError
+from workbench.errors import BadRecording, UnknownName, WorkbenchError
+from workbench.nn.rollout import Rollout
 from workbench.session import Series, Session
 from workbench.training.objectives import own_loss
 from workbench.windows import RandomWindows
@@ -108,14 +109,16 @@ def test_what_attention_to_conditions_and_their_tokens_say():
     assert tokens["vel"].grad.any()
 
 
-@pytest.mark.parametrize("identity", ["inferred", "embedding"])
+@pytest.mark.parametrize(("identity", "spread"), [("inferred", 0.0), ("inferred", 0.3), ("embedding", 0.0)])
 @torch.no_grad()
-def test_permuting_units_permutes_predictions(identity):
+def test_permuting_units_permutes_predictions(identity, spread):
     session, order = SESSIONS[1], np.random.default_rng(0).permutation(12)
     model, other = build([session], identity=identity), shuffled(session, order)
+    if spread:
+        model.identify(session, session.intervals, spread)
     here = model.forecast(read(model, session), feedback="mean").rates
     if identity == "inferred":
-        model.identify(other, other.intervals)
+        model.identify(other, other.intervals, spread)
     there = model.forecast(read(model, other), feedback="mean").rates
     torch.testing.assert_close(there, here[:, order], atol=1e-5, rtol=0)
     assert not torch.allclose(here, here[:, order], atol=1e-3)
@@ -133,6 +136,51 @@ def test_a_new_session_of_any_size_is_forecast_after_a_look_at_its_activity():
     assert all(torch.equal(value, model.state_dict()[name][:len(value)]) for name, value in before.items())
     with pytest.raises(WorkbenchError, match="looks up who units are"):
         build(identity="embedding").identify(new, new.intervals)
+
+
+@torch.no_grad()
+def test_what_is_inferred_of_units_is_corrected_by_what_they_fired():
+    model, new = build(), replace(toy("c", 30, 7, 60.0), series={})     # no behaviour is asked for
+    train, batch = np.array([[0.0, 40.0]]), Reader([toy("c", 30, 7, 60.0)], model.reads).read(
+        [0] * 20, np.arange(40.0, 58.0, 0.9)[:20], model.window)
+
+    def missed(spread):
+        model.identify(new, train, spread)
+        rates = model.forecast(batch, feedback="true", given=()).rates
+        truth = model._true(batch)
+        return (rates - truth * rates.log()).mean().item(), rates
+
+    inferred, corrected, again = missed(0.0), missed(0.3), missed(0.0)
+    assert corrected[0] < inferred[0] - 0.01 and torch.equal(inferred[1], again[1])
+    torch.testing.assert_close(missed(1e-4)[1], inferred[1], rtol=1e-3, atol=1e-5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.identify(new, train, 0.3)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    rows = (model.state_dict()["beside.weight"] != before["beside.weight"]).any(1).nonzero()[:, 0]
+    assert changed == {"beside.weight"} and set(rows.tolist()) == set(model.beside.rows(
+        [f"c/u{i}" for i in range(30)]).tolist())
+    with pytest.raises(BadRecording, match=r"no interval is as long as a window of 1\.5 s"):
+        build(reference_bins=20).identify(new, np.array([[0.0, 1.4]]), 0.3)
+    with pytest.raises(WorkbenchError, match="tells counts by class"):
+        build(counts="categorical").identify(new, train, 0.3)
+
+
+@torch.no_grad()
+def test_a_regression_finds_who_fired_what():
+    torch.manual_seed(0)
+    rollout = Rollout(8, 16, 0.05, counts="poisson", classes=8, dropout=0.0)
+    rollout.direction.weight.mul_(20)
+    true, plan = torch.randn(6, 8), torch.randn(40, 50, 16)
+    mask, level = torch.ones(40, 6, dtype=torch.bool), torch.full((40, 6), -1.0)
+    who = lambda vectors: rollout.who(mask, level, vectors.repeat(40, 1))
+    state = lambda seen: rollout.start(torch.zeros(40, 6, 10), torch.zeros(40, 10, 16), torch.zeros(0).long(),
+                                       torch.zeros(0), 0.5, seen)
+    heard = torch.nn.Linear(8, 16, bias=False)
+    rollout.heard.weight.copy_(0.1 * heard.weight)
+    counts = rollout.roll(who(true), plan, state(who(true)), "sampled", torch.full((40, 6, 50), torch.nan))[1]
+    prior = true + 0.3 * torch.randn(6, 8)
+    found = rollout.solve(who(prior), plan, state(who(prior)), counts, prior, 0.3)
+    assert (found - true).square().mean() < 0.4 * (prior - true).square().mean()
 
 
 @torch.no_grad()

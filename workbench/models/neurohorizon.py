@@ -14,19 +14,21 @@ al. 2015, arXiv 1506.03099).
 
 The GRU has heard the recent bins before the first of the horizon, and its state and the fading counts are all that a
 bin leaves behind: the ten-thousandth costs what the first did. In training some windows are fed their own samples from
-a random bin on, and each condition is withheld at times, so that any of them may be missing later.
+a random bin on, and each condition is withheld at times, so that any of them may be missing later. Log rates are linear
+in a unit's vector, so what is inferred of a new unit can be corrected by a regression on what it fired (`identify`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench.batch import SpikeBatch
+from workbench.batch import Reader, SpikeBatch, Target
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.losses import negative_binomial_nll, poisson_nll, softened_cross_entropy
 from workbench.models.base import Output, SpikeModel, scaling, unit_names
@@ -42,6 +44,7 @@ from workbench.nn.stitcher import unit_weights
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
+from workbench.windows import sliding
 
 COUNTS = ("poisson", "negative_binomial", "categorical")
 FEEDBACK = ("sampled", "mean", "true")
@@ -101,6 +104,9 @@ class NeuroHorizon(SpikeModel):
             units, dim, bin_size=bin_size, reference=reference, reference_windows=reference_windows,
             reference_bins=reference_bins, reference_drawn=max(reference_windows // 2, 1), population=population)
         self.reference_seconds = reference_seconds
+        self.beside = Vocabulary("unit", units, dim, std=0.0) if self.inferred else None        # see `identify`
+        if self.inferred:
+            self.beside.weight.requires_grad_(False)
         self.level = Vocabulary("unit", units, 1, std=0.0)              # log mean counts a bin
         self.level.weight.requires_grad_(not self.inferred)             # what is inferred has to do without learning
         self.compress = ChunkAttention(dim, latents, chunk, timed=chunk > bin_size, t_min=t_min, dropout=dropout)
@@ -159,14 +165,21 @@ class NeuroHorizon(SpikeModel):
         for session in sessions:
             if self.inferred:
                 self.units.measure(session, _first(session.intervals, self.reference_seconds or np.inf))
+                self.beside.weight[self.beside.rows(unit_names([session]))] = 0
             elif batch := spread_windows(session, self.recent, 1000):
                 new = torch.tensor([name in {*names} for name in unit_names([session])])
                 found = self.units.std * factors(batch.counts(self.chunk), self.units.weight.shape[1])
                 self.units.weight[self.units.rows(unit_names([session]))[new]] = found[new].to(self.units.weight)
 
-    def identify(self, session: Session, intervals: np.ndarray) -> None:
+    def identify(self, session: Session, intervals: np.ndarray, spread: float = 0.0) -> None:
         """Learn who the units of a session are from their activity in `intervals` [n, 2], without labels or gradients;
-        a session that the model knows is seen anew. WorkbenchError for a model that does not infer who units are.
+        a session that the model knows is seen anew.
+
+        spread: above 0, what was inferred is the prior, of this deviation, of a regression: each unit's counts there on
+        what the network says of those bins, conditions withheld. Without labels too; 0.2 is a good value.
+
+        WorkbenchError for a model that does not infer who units are, or whose counts are no rates; BadRecording where
+        the intervals hold no window.
         """
         if not self.inferred:
             raise WorkbenchError("this NeuroHorizon looks up who units are; adapt it with how='identify', or build it "
@@ -174,6 +187,27 @@ class NeuroHorizon(SpikeModel):
         seen = session.within(intervals)
         super().extend([seen])
         self.meet([seen], unit_names([seen]))
+        if spread:
+            self._correct(seen, spread)
+
+    @torch.no_grad()
+    def _correct(self, session: Session, spread: float, rounds: int = 3, most: int = 400) -> None:
+        if self.counts == "categorical":
+            raise WorkbenchError("units are corrected by a regression of rates, and this NeuroHorizon tells counts by "
+                                 "class; leave spread= out")
+        starts = sliding(session.intervals, self.window, self.horizon)
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))]
+        batch, training = Reader([session]).read(np.zeros(len(starts), int), starts, self.window), self.training
+        nothing = {name: Target(batch.times.new_empty(0), torch.empty(0, len(getattr(self, f"scale_{i}")[0])),
+                                torch.zeros(len(batch) + 1, dtype=torch.long)) for i, name in enumerate(self.reads)}
+        batch = replace(batch, targets=nothing).to(self.beside.weight.device)
+        rows = self.units.rows(unit_names([session]))
+        inferred = self.eval().units(rows)
+        for _ in range(rounds):
+            who, _, plan, state = self._open(batch, self._shown(batch, ()))
+            found = self.rollout.solve(who, plan, state, self._true(batch), inferred, spread)
+            self.beside.weight[self.beside.rows(unit_names([session]))] = found - inferred
+        self.train(training)
 
     def forward(self, batch: SpikeBatch, given: Collection[str] | None = None,
                 tokens: Mapping[str, Tensor] | None = None) -> Output:
@@ -276,7 +310,7 @@ class NeuroHorizon(SpikeModel):
         the conditions [B, H, width], and the state at the origin. shown [B, conditions].
         """
         distinct, rows = self.units.unit_rows(batch).unique(return_inverse=True)            # once a unit and step
-        table = self.units(distinct) / (1.0 if self.inferred else self.units.std)
+        table = self.units(distinct) + self.beside(distinct) if self.inferred else self.units(distinct) / self.units.std
         who = self.rollout.who(batch.unit_mask, unit_weights(batch, self.level)[..., 0], table[rows])
         recent = batch.between(self.history - self.recent, self.history)
         x = self.widen(self.compress(recent, table, rows)) + self.place

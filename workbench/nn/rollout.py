@@ -97,20 +97,46 @@ class Rollout(nn.Module):
         """Log rates [B, N, T] from states and plans [B, T, width], fading counts [B, N, T, fades], steady [T, fades].
         """
         state = self.dropout(self.norm(hidden + plan))
-        expected = who.level.detach().exp()[..., None, None] * steady
-        own = ((fading + 1).log() - (expected + 1).log()) @ who.weigh[..., None]
-        log_rates = who.direction @ state.transpose(1, 2) + own[..., 0] + who.level[..., None]
+        own = (self._own(who, fading, steady) @ who.weigh[..., None])[..., 0]
+        log_rates = who.direction @ state.transpose(1, 2) + own + who.level[..., None]
         return log_rates.clamp(max=math.log(FASTEST * self.bin_size))
+
+    def _own(self, who: Who, fading: Tensor, steady: Tensor) -> Tensor:
+        """Log ratios of fading counts to what the unit's mean would give [B, N, T, fades]."""
+        return (fading + 1).log() - (who.level.detach().exp()[..., None, None] * steady + 1).log()
 
     def all(self, who: Who, plan: Tensor, state: State, counts: Tensor) -> Tensor:
         """Log rates [B, N, H] of all bins at once, where each bin's counts [B, N, H] are fed to the next."""
+        hidden, fading, steady = self._past(who, plan, state, counts)
+        return self._rate(hidden, plan, who, fading, steady)
+
+    def _past(self, who: Who, plan: Tensor, state: State, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Before every bin: the GRU's states [B, H, width], fading counts [B, N, H, fades], steady [H, fades]."""
         heard = torch.cat([state.heard[:, None], self.hear(counts[..., :-1], who)], dim=1)
         hidden = self.core(plan + heard, state.hidden[None])[0]
         bins = torch.arange(counts.shape[2], device=counts.device)
         lag = (bins[:, None] - bins)[None] * self.bin_size / self.fades[:, None, None]         # [fades, T, from]
         fade, since = (self.bin_size / self.fades[:, None, None] - lag).exp().tril(-1), (-lag[..., 0]).exp()
         fading = torch.einsum("bns,fts->bntf", counts, fade) + state.fading[:, :, None] * since.T
-        return self._rate(hidden, plan, who, fading, fade.sum(2).T + state.steady * since.T)
+        return hidden, fading, fade.sum(2).T + state.steady * since.T
+
+    @torch.no_grad()
+    def solve(self, who: Who, plan: Tensor, state: State, counts: Tensor, vectors: Tensor, spread: float) -> Tensor:
+        """Vectors [N, dim] of the units of one session that say counts [B, N, H] best, these ones being their prior, of
+        deviation `spread`: for each unit a Poisson regression on states and fading counts, two of Newton's steps.
+        """
+        hidden, fading, steady = self._past(who, plan, state, counts)
+        said = self.norm(hidden + plan).flatten(0, 1) @ self.direction.weight * self.direction.out_features ** -0.5
+        own = self._own(who, fading, steady).transpose(0, 1).flatten(1, 2)                      # [N, B × H, fades]
+        counts, prior = counts.transpose(0, 1).flatten(1), torch.eye(vectors.shape[1]).to(vectors) / spread ** 2
+        found = vectors.clone()
+        for n, vector in enumerate(vectors):
+            x, base = said + own[n] @ self.weigh.weight, own[n] @ self.weigh.bias + who.level[0, n]
+            for _ in range(2):
+                rates = (x @ found[n] + base).clamp(max=math.log(FASTEST * self.bin_size)).exp()
+                slope = (counts[n] - rates) @ x - prior @ (found[n] - vector)
+                found[n] += torch.linalg.solve((x * rates[:, None]).T @ x + prior, slope)
+        return found
 
     def roll(self, who: Who, plan: Tensor, state: State, feedback: str, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Expected spikes a bin and counts [B, N, H], bin by bin; counts that are NaN are sampled, or are what is
