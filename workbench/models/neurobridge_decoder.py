@@ -44,6 +44,7 @@ class NeuroBridgeDecoder(SpikeModel):
             raise UnknownName("readout", readout, READOUTS, where="the readouts of NeuroBridge")
         self.encoder, self.target, self.readout = NeuroBridge(**encoder), target, readout
         del self.encoder.decoder, self.encoder.own
+        self.encoder.rates.weight.requires_grad_(False)                 # counted, not learned: `hear` alone reads them
         self.bin_size, self.chunk, self.window = self.encoder.bin_size, self.encoder.chunk, self.encoder.window
         width, heads = self.encoder.widen.out_features, len(self.encoder.pace)
         asked = {"queries": queries, "mean": 0, "cls": 1}[readout]
