@@ -267,6 +267,15 @@ def test_a_network_that_cannot_recognise_units_meets_them_all_the_same(settings)
 
 
 @torch.no_grad()
+def test_a_unit_that_is_alone_or_silent_can_be_met():
+    model, new = small(), toy("new", 6, 5)
+    for session in (replace(new.select([0]), id="alone"), replace(new.select([0]), id="silent", spike_times=[],
+                                                                  spike_units=[])):
+        model.extend([session])
+        assert model(Reader([session]).read([0], [2.0], 1.0)).log_rates.isfinite().all()
+
+
+@torch.no_grad()
 def test_inferred_units_are_met_without_a_gradient():
     model, new = small(identity="inferred", reference_bins=40), toy("new", 6, 5)
     weights = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}

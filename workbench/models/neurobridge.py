@@ -172,11 +172,12 @@ class NeuroBridge(SpikeModel):
         if batch is None:
             return
         words, training = unit_names([session]), self.training
-        rows, new = self.units.rows(words), torch.tensor([word in {*names} for word in words])
+        rows, batch = self.units.rows(words), batch.to(self.units.weight.device)
+        new = torch.tensor([word in {*names} for word in words], device=rows.device)
         counts, mean = batch.counts(self.bin_size), self.rates.weight[self.rates.rows(words), 0].exp()
         self.eval()
         for _ in range(rounds):
-            half = torch.rand(len(words)) < 0.5
+            half = torch.rand(len(words), device=rows.device) < 0.5
             for hidden in (half, ~half):
                 mask = hidden[:, None].expand_as(counts)
                 times = self.decoder.times(self.encode(batch, Mask(mask, mask)), *self.asked(batch)).flatten(0, 1)

@@ -50,7 +50,7 @@ class Factorised(nn.Module):
         found = axes.T @ (heard.T @ (counts - mean - same[:, None] * mean))
         found = (found / (variance.clamp(min=0)[:, None] * mean + 1)).T                         # [N, dim] along axes
         idle = torch.zeros_like(found)
-        idle[:, 1:1 + found.shape[1] // 4] = torch.randn(len(found), found.shape[1] // 4)       # the first is the mean
+        idle[:, 1:1 + found.shape[1] // 4] = torch.randn_like(found[:, :found.shape[1] // 4])   # the first is the mean
         lack = (found.shape[1] - found.square().sum(1)).clamp(min=0).sqrt()
         found = (found + nn.functional.normalize(idle, dim=1) * lack[:, None]) @ axes.T
         return nn.functional.layer_norm(found, found.shape[1:])
