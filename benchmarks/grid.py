@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.clock import tell
 from workbench.models.neurobridge import NeuroBridge
+from workbench.nn.near import near
 
 UNITS, BINS, WIDTH, SAMPLE = 1769, 100, 128, 256
 
@@ -44,7 +45,7 @@ def _parts(decoder: str):
                         depth=1, heads=4, dropout=0.0, decoder=decoder)
     turns = 20 * model.per_chunk
     at, bins = ((torch.arange(n) + 0.5) / n for n in (turns, BINS))
-    asked = model.rotary(at), model.rotary(bins), model.near(bins, at)
+    asked = model.rotary(at), model.rotary(bins), near(model.pace, bins, at)
     latents, units = torch.randn(1, turns, WIDTH, requires_grad=True), torch.randn(1, UNITS, 128, requires_grad=True)
     counts = torch.poisson(torch.full((1, UNITS, BINS), 0.08))
     own = lambda: model.own(counts, torch.rand_like(counts) < 0.5, torch.full((1, UNITS, 1), 0.08).log(), units)
@@ -66,11 +67,11 @@ def _factorised():
 
 
 def _sampled():
-    model, latents, units, (turn, bins, near), own = _parts("queries")
+    model, latents, units, (turn, bins, close), own = _parts("queries")
     unit, at = torch.randint(UNITS, (SAMPLE,)), torch.randint(BINS, (SAMPLE,))
 
     def call():
-        found = model.decoder.ask(latents, units[:, unit], turn, bins[at][None], near[:, at])
+        found = model.decoder.ask(latents, units[:, unit], turn, bins[at][None], close[:, at])
         (found + own()[:, unit, at]).exp().mean().backward()
     return call
 
