@@ -159,7 +159,7 @@ def test_what_is_inferred_of_units_is_corrected_by_what_they_fired():
     rows = (model.state_dict()["beside.weight"] != before["beside.weight"]).any(1).nonzero()[:, 0]
     assert changed == {"beside.weight"} and set(rows.tolist()) == set(model.beside.rows(
         [f"c/u{i}" for i in range(30)]).tolist())
-    with pytest.raises(BadRecording, match=r"no interval is as long as a window of 1\.5 s"):
+    with pytest.raises(BadRecording, match=r"c: units are corrected in windows of 1\.5 s"):
         build(reference_bins=20).identify(new, np.array([[0.0, 1.4]]), 0.3)
     with pytest.raises(WorkbenchError, match="tells counts by class"):
         build(counts="categorical").identify(new, train, 0.3)

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench.batch import Reader, SpikeBatch, Target
-from workbench.errors import UnknownName, WorkbenchError
+from workbench.batch import SpikeBatch, Target
+from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.losses import negative_binomial_nll, poisson_nll, softened_cross_entropy
 from workbench.models.base import Output, SpikeModel, scaling, unit_names
 from workbench.nn.chunks import ChunkAttention
@@ -44,7 +44,6 @@ from workbench.nn.stitcher import unit_weights
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
-from workbench.windows import sliding
 
 COUNTS = ("poisson", "negative_binomial", "categorical")
 FEEDBACK = ("sampled", "mean", "true")
@@ -195,9 +194,10 @@ class NeuroHorizon(SpikeModel):
         if self.counts == "categorical":
             raise WorkbenchError("units are corrected by a regression of rates, and this NeuroHorizon tells counts by "
                                  "class; leave spread= out")
-        starts = sliding(session.intervals, self.window, self.horizon)
-        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))]
-        batch, training = Reader([session]).read(np.zeros(len(starts), int), starts, self.window), self.training
+        batch, training = spread_windows(session, self.window, most, self.horizon), self.training
+        if batch is None:
+            raise BadRecording(f"{session.id}: units are corrected in windows of {self.window:g} s, and no interval is "
+                               "so long; give longer ones, or leave spread= out")
         nothing = {name: Target(batch.times.new_empty(0), torch.empty(0, len(getattr(self, f"scale_{i}")[0])),
                                 torch.zeros(len(batch) + 1, dtype=torch.long)) for i, name in enumerate(self.reads)}
         batch = replace(batch, targets=nothing).to(self.beside.weight.device)

@@ -32,11 +32,13 @@ def loadings(counts: Tensor, most: int) -> Tensor:
     return found * (variance - 1).clamp(min=0).sqrt()                   # independent units have variances of 1
 
 
-def spread_windows(session: Session, window: float, most: int) -> SpikeBatch | None:
-    """Windows of `window` s spread evenly over a session, `most` at most; None where it has none so long."""
+def spread_windows(session: Session, window: float, most: int, step: float | None = None) -> SpikeBatch | None:
+    """Windows of `window` s, `most` of those every `step` s (by default a window's length), spread evenly over a
+    session; None where it has none so long.
+    """
     long = session.intervals[np.diff(session.intervals)[:, 0] >= window - 1e-9]
     if not len(long):
         return None
-    starts = sliding(long, window, window)
+    starts = sliding(long, window, step or window)
     starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(most, len(starts))).round().astype(int))]
     return Reader([session]).read(np.zeros(len(starts), int), starts, window)
