@@ -11,10 +11,22 @@ def across_processes(values: Tensor) -> Tensor:
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return values
-    if not values.requires_grad:
-        all_of_them = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(all_of_them, values.contiguous())
-        return torch.cat(all_of_them)
-    from torch.distributed.nn.functional import all_gather
+    return _Gathered.apply(values)
 
-    return torch.cat(all_gather(values.contiguous()))
+
+class _Gathered(torch.autograd.Function):
+    # torch.distributed.nn.functional.all_gather keeps the group with the graph, past the end of the group, whose
+    # threads then meet an interpreter that is going and abort the process (pytorch/pytorch#179291).
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        ctx.rows = len(values)
+        found = [torch.empty_like(values, memory_format=torch.contiguous_format)
+                 for _ in range(distributed.get_world_size())]
+        distributed.all_gather(found, values.contiguous())
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad, first = grad.clone(memory_format=torch.contiguous_format), distributed.get_rank() * ctx.rows
+        distributed.all_reduce(grad)
+        return grad[first:first + ctx.rows]
