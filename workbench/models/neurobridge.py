@@ -43,7 +43,7 @@ from workbench.nn.identity import Identity
 from workbench.nn.near import near, paces
 from workbench.nn.regions import Regions, possible, region_names
 from workbench.nn.rotary import RotaryTime
-from workbench.nn.stitcher import unit_weights
+from workbench.nn.stitcher import unit_weights, window_weights
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
@@ -220,7 +220,7 @@ class NeuroBridge(SpikeModel):
     def reconstruct(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Output:
         """The same from the spikes that the mask leaves. mode: what a model with prompts is told."""
         seen = batch if mask is None else mask.of_spikes(batch)
-        units, latents = self.unit_vectors(batch), self.encode(batch, mask, mode)
+        units, latents = window_weights(batch, self.units), self.encode(batch, mask, mode)
         log_rates = self.decoder(latents, units, *self.asked(batch))
         return Output(log_rates=log_rates + self.beside(seen, mask, units), latents=self.by_chunk(latents))
 
@@ -286,11 +286,11 @@ class NeuroBridge(SpikeModel):
         vectors and summed over units, chunk by chunk [B, C, width].
         """
         counts, visible = seen.counts(self.bin_size), self.visible(seen, mask)
-        mean = unit_weights(seen, self.rates).detach().exp()
+        mean = window_weights(seen, self.rates).detach().exp()
         beside = ((counts - mean) * visible).unflatten(2, (-1, self.chunk_bins)).sum(3)
         beside = beside * (mean * self.chunk_bins + 0.02).rsqrt()       # a nearly silent unit is not the loudest
         many = visible.sum(1).to(mean).mean(1).clamp(min=1)[:, None, None]
-        vectors = self.unit_vectors(seen) / (1.0 if self.inferred else self.units.std)
+        vectors = window_weights(seen, self.units) / (1.0 if self.inferred else self.units.std)
         return self.heard(beside.transpose(1, 2) @ vectors * many.rsqrt())
 
     def visible(self, batch: SpikeBatch, mask: Mask | None) -> Tensor:
@@ -317,7 +317,7 @@ class NeuroBridge(SpikeModel):
 
     def beside(self, seen: SpikeBatch, mask: Mask | None, units: Tensor) -> Tensor:
         """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts."""
-        level = unit_weights(seen, self.rates)
+        level = window_weights(seen, self.rates)
         return level + self.own(seen.counts(self.bin_size), self.visible(seen, mask), level, units)
 
     def _sampled(self, batch: SpikeBatch, mask: Mask, mode: str, where: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ class Factorised(nn.Module):
         self.unit_norm, self.direction = nn.LayerNorm(dim), nn.Linear(dim, width)
 
     def forward(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
-        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs], near [heads, T, M]
+        """latents [B, M, width] at turn [M, pairs], units [B or 1, N, dim], bins [T, pairs], near [heads, T, M]
         → [B, N, T].
         """
         times = self.dropout(self.times(latents, turn, bins, near))
@@ -66,10 +66,11 @@ class Queries(nn.Module):
         self.ffn, self.norm, self.out = FeedForward(width, dropout), nn.LayerNorm(width), nn.Linear(width, 1)
 
     def forward(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
-        """latents [B, M, width] at turn [M, pairs], units [B, N, dim], bins [T, pairs], near [heads, T, M]
+        """latents [B, M, width] at turn [M, pairs], units [B or 1, N, dim], bins [T, pairs], near [heads, T, M]
         → [B, N, T].
         """
         windows, size = len(latents), len(bins)
+        units = units.expand(windows, -1, -1)
         some = max(PIECE // (windows * size), 1)                        # units at once
         asked = lambda rows: self.ask(latents, rows.repeat_interleave(size, 1), turn,
                                       bins.repeat(rows.shape[1], 1).expand(windows, -1, -1),

@@ -21,6 +21,12 @@ def unit_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor:
     return rows.new_zeros(*there.shape, rows.shape[-1]).masked_scatter(there[..., None], rows)
 
 
+def window_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor:
+    """The same, or once for all windows [1, N, D] where they hold the same units, which broadcasts and costs less."""
+    shared = shared_weights(batch, table)
+    return unit_weights(batch, table) if shared is None else shared[None]
+
+
 def shared_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor | None:
     """The rows [N, D] where all windows hold the same units: one matrix for the batch, and not a copy a window."""
     first = batch.window_units[:int(batch.unit_offsets[1])]
