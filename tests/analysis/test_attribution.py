@@ -184,15 +184,39 @@ def test_intervals_draw_trials_where_there_are_any():
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
     gain = np.random.default_rng(0).normal(0.3, 1.0, (40, 400))
-    low, high = _resampled(np.ones((40, 400)), np.arange(40))(gain).T
+    low, high = _resampled(np.ones((40, 400)), np.arange(40))(gain[None]).T
     assert 0.92 < ((low < 0.3) & (high > 0.3)).mean() < 0.98
+
+
+def test_intervals_of_several_trainings_hold_what_trainings_are_worth_on_average_and_those_of_one_do_not():
+    rng = np.random.default_rng(0)
+    luck, trials = rng.normal(size=(4, 1, 400)), rng.normal(size=(40, 400))
+    several, intervals = 0.3 + 0.3 * luck + trials, _resampled(np.ones((40, 400)), np.arange(40))
+    held = lambda found: ((found[:, 0] < 0.3) & (found[:, 1] > 0.3)).mean()
+    assert held(intervals(several)) > 0.9 and held(intervals(several[:1])) < 0.7
+    same = np.repeat(several[:1], 3, 0)                                 # with no luck in it nothing changes
+    assert np.allclose(intervals(same), intervals(several[:1]))
+
+
+def test_several_models_are_told_as_their_mean_and_an_interval_as_wide_as_they_differ():
+    session, models = recording(), [Known() for _ in range(3)]
+    for model, luck in zip(models, (0.1, 1.0, 1.5), strict=True):
+        model.weights.data *= luck
+    options = dict(intervals=[[0, 60]], modalities={"x": ["x"]})
+    table = ablation(models, session, **options)
+    alone = [ablation(model, session, **options) for model in models]
+    for column in ("bits", "without", "contribution", "shuffled", "over_shuffled"):
+        assert np.allclose(table[column], np.mean([each[column] for each in alone], 0))
+    width = lambda table: np.ptp(cell(table, region="A").interval)
+    assert width(table) > 1.5 * width(alone[1])
+    assert cell(table, region="C").interval == [0.0, 0.0]               # of which no training makes anything
 
 
 def test_many_intervals_at_once_are_those_of_one_bootstrap():
     rng = np.random.default_rng(0)
     gain, spikes, blocks = rng.normal(size=(50, 3)), rng.poisson(3, (50, 3)), np.arange(50) // 5
     one_by_one = [bootstrap(gain[:, i], spikes[:, i], blocks) for i in range(3)]
-    assert np.allclose(_resampled(spikes, blocks)(gain), one_by_one)
+    assert np.allclose(_resampled(spikes, blocks)(gain[None]), one_by_one)
 
 
 def test_horizons_lie_inside_the_intervals_and_windows_in_valid_recording():
@@ -305,3 +329,9 @@ def test_what_cannot_be_done_is_told_in_a_sentence():
             contributions(gains, by)
     with pytest.raises(UnknownName, match="no event 'come'"):
         contributions(gains, "phase", {"late": ("come", 0, 1)})
+    with pytest.raises(WorkbenchError, match="other windows"):
+        contributions([gains, measure(model, session, [[0, 30]], shuffles=0)])
+    with pytest.raises(WorkbenchError, match="other modalities"):
+        contributions([gains, measure(model, session, [[0, 20]])])
+    with pytest.raises(WorkbenchError, match="no gains"):
+        contributions([])

@@ -45,11 +45,15 @@ def ablation(model, session: Session, intervals: np.ndarray, *, by: str | Sequen
              phases: Mapping[str, tuple[str, float, float]] | None = None, **options) -> pd.DataFrame:
     """A row for every modality and group of units and bins; see `measure` for the options, `contributions` for `by`.
 
+    model: one, or several trained with other seeds, which intervals then cover as well: one training makes a little of
+    what says nothing, another makes something else of it.
+
     >>> ablation(model, session, split(session)["test"], by=("region", "phase"),
     ...          modalities={"movement": ["hand_vel"], "plan": ["trials.target_on_time:reach_x,reach_y"]},
     ...          phases={"plan": ("target_on_time", 0.0, 0.4), "reach": ("move_onset_time", 0.0, 0.5)})
     """
-    return contributions(measure(model, session, intervals, **options), by, phases)
+    models = model if isinstance(model, Sequence) else [model]
+    return contributions([measure(each, session, intervals, **options) for each in models], by, phases)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Gains of forecasts, summed over groups of units and bins: contributions in bits per spike, with intervals.
 
-    Gains [W, N, H] × groups (region, stimulus, phase, lag, crossed) → sums [W, G] → differences → bootstrap over trials
+    Gains [W, N, H] × groups (region, stimulus, phase, lag, crossed) → sums [W, G] → differences → bootstrap over
+    trials, and over trainings where there are several: what one makes of a modality that says nothing is its own luck
 
 `recovery` puts contributions beside the drives that a simulation knows.
 """
@@ -50,7 +51,7 @@ class Gains:
                        without=some(self.without), shuffled=some(self.shuffled))
 
 
-def contributions(gains: Gains, by: str | Sequence[str] = "region",
+def contributions(gains: Gains | Sequence[Gains], by: str | Sequence[str] = "region",
                   phases: Mapping[str, tuple[str, float, float] | np.ndarray] | None = None) -> pd.DataFrame:
     """A row for every modality and group: bits, without, contribution, interval, and with shuffles shuffled,
     over_shuffled and over_shuffled_interval, in bits per spike of the group; and its spikes.
@@ -62,27 +63,47 @@ def contributions(gains: Gains, by: str | Sequence[str] = "region",
 
     bits: of the model with everything, above each unit's mean over all these bins. contribution: bits less those
     without the modality. interval: 95 %, a bootstrap over trials (windows where there are none), both sides of the
-    difference drawn together. Groups without a spike are left out. UnknownName for a grouping that is not there.
+    difference drawn together. gains of several models, trained with other seeds: means over them, and they are drawn
+    too (three or more, for an interval of two says little). Groups without a spike are left out. UnknownName for a
+    grouping that is not there; WorkbenchError for gains of other windows or modalities.
     """
-    names = (by,) if isinstance(by, str) else tuple(by)
+    several = [gains] if isinstance(gains, Gains) else list(gains)
+    names, gains = (by,) if isinstance(by, str) else tuple(by), _first(several)
     groups = [_groups(gains, name, phases) for name in names]
     cells = [(labels, *_masks(gains, masks)) for labels, masks in _crossed(groups)]
     spikes = _summed(gains.spikes, cells)
     cells, spikes = [c for c, any_ in zip(cells, spikes.any(0), strict=True) if any_], spikes[:, spikes.any(0)]
-    total, shown, rows = spikes.sum(0), _summed(gains.shown, cells), []
+    total, rows = spikes.sum(0), []
+    shown = np.stack([_summed(each.shown, cells) for each in several])                      # [trainings, W, G]
     intervals = _resampled(spikes, gains.blocks)
     for name in gains.without:
-        columns = {"bits": shown.sum(0) / total}
+        columns = {"bits": shown.sum(1).mean(0) / total}
         for kind, difference in (("without", "contribution"), ("shuffled", "over_shuffled")):
             if name in getattr(gains, kind):
-                other = _summed(getattr(gains, kind)[name], cells)
-                columns |= {kind: other.sum(0) / total, difference: (shown - other).sum(0) / total,
+                other = np.stack([_summed(getattr(each, kind)[name], cells) for each in several])
+                columns |= {kind: other.sum(1).mean(0) / total, difference: (shown - other).sum(1).mean(0) / total,
                             "interval" if kind == "without" else f"{difference}_interval":
                             intervals(shown - other).tolist()}
         rows += [{"modality": name} | dict(zip(names, labels, strict=True))
                  | {key: values[i] for key, values in columns.items()} | {"spikes": int(total[i])}
                  for i, (labels, *_) in enumerate(cells)]
     return pd.DataFrame(rows)
+
+
+def _first(several: Sequence[Gains]) -> Gains:
+    """The first of gains that can be compared."""
+    if not several:
+        raise WorkbenchError("no gains to compare; give those of one model or more")
+    first = several[0]
+    for other in several[1:]:
+        if not (np.array_equal(first.origins, other.origins) and np.array_equal(first.spikes, other.spikes)):
+            raise WorkbenchError("gains of other windows or units; measure every model on the same intervals of the "
+                                 "same session")
+        if (set(first.without), set(first.shuffled)) != (set(other.without), set(other.shuffled)):
+            raise WorkbenchError(f"gains of other modalities: {', '.join(first.without)} and "
+                                 f"{', '.join(other.without)}; measure every model with the same modalities= and "
+                                 "shuffles=")
+    return first
 
 
 def recovery(tables: Sequence[pd.DataFrame], truths: Sequence[Mapping[str, np.ndarray]],
@@ -189,7 +210,9 @@ def _summed(values: np.ndarray, cells: Sequence[tuple]) -> np.ndarray:
 
 
 def _resampled(spikes: np.ndarray, blocks: np.ndarray, drawn: int = 4000) -> Callable[[np.ndarray], np.ndarray]:
-    """gain [W, G] → 95 % intervals [G, 2] of Σ gain / Σ spikes [W, G]: those of `masked.bootstrap`, many at once."""
+    """gain [trainings, W, G] → 95 % intervals [G, 2] of Σ gain / Σ spikes [W, G]: those of `masked.bootstrap`, many at
+    once; trainings are drawn as trials are, their spread as wide as that of so few has to be (n / (n − 1)).
+    """
     k = int(blocks.max()) + 1
     if k < 2:
         return lambda gain: np.full((gain.shape[1], 2), np.nan)
@@ -200,7 +223,12 @@ def _resampled(spikes: np.ndarray, blocks: np.ndarray, drawn: int = 4000) -> Cal
     tail = norm.cdf(t.ppf(0.025, k - 1) * np.sqrt(k / (k - 1)))
 
     def intervals(gain: np.ndarray) -> np.ndarray:
-        drawn = zip((times @ gain).T, there.T, strict=True)             # a draw may hold no spike
-        return np.array([np.quantile(g[n > 0] / n[n > 0], [tail, 1 - tail]) for g, n in drawn]).reshape(-1, 2)
+        of_trials, n = times @ gain, len(gain)                          # [trainings, drawn, G]
+        found = of_trials.mean(0)
+        if n > 1:
+            often = np.random.default_rng(1).multinomial(n, np.full(n, 1 / n), drawn) / n
+            found = found + (np.einsum("dm,mdg->dg", often, of_trials) - found) * np.sqrt(n / (n - 1))
+        both = zip(found.T, there.T, strict=True)                       # a draw may hold no spike
+        return np.array([np.quantile(g[n > 0] / n[n > 0], [tail, 1 - tail]) for g, n in both]).reshape(-1, 2)
 
     return intervals
