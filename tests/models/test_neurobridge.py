@@ -17,8 +17,9 @@ from workbench.batch import Reader
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.masking import Mask
 from workbench.models.neurobridge import MODES, NeuroBridge, factors
-from workbench.nn.grid import Factorised
+from workbench.nn.grid import Factorised, OwnActivity
 from workbench.nn.rotary import rotate_
+from workbench.nn.solve import Equations
 from workbench.windows import RandomWindows
 
 ONE_REGION = replace(toy("alone", 8, 3), units=SESSIONS[0].units.assign(region="M1"))
@@ -228,14 +229,34 @@ def test_new_sessions_add_rows_and_change_none():
 def test_vectors_of_units_are_solved_for_by_what_they_fired():
     torch.manual_seed(0)
     decoder, units = Factorised(32, 48, 2, 0.0), torch.nn.functional.layer_norm(torch.randn(20, 32), (32,))
+    own, everyone = OwnActivity(32, 0.05), torch.ones(20, dtype=torch.bool)
     times = torch.nn.functional.layer_norm(torch.randn(3000, 6) @ torch.randn(6, 48), (48,))
-    rates = lambda vectors: (decoder.direction(decoder.unit_norm(vectors)) @ times.T * 48 ** -0.5).T    # log
-    counts = torch.poisson((rates(units) - 1).exp())
-    found = decoder.solve(times, counts, counts.mean(0))
-    torch.testing.assert_close(found.var(1, correction=0), torch.ones(20), rtol=1e-3, atol=0)
-    said, true = (each - each.mean(0) for each in (rates(found), rates(units)))
-    assert torch.nn.functional.cosine_similarity(said, true, dim=0).min() > 0.9
-    assert (said.std(0) / true.std(0)).sub(1).abs().max() < 0.35        # one step, from the means
+    ratios = 0.5 * torch.randn(3000, 20, 4)
+    of_times = lambda vectors: (decoder.direction(decoder.unit_norm(vectors)) @ times.T * 48 ** -0.5).T     # log
+    of_own = lambda vectors: torch.einsum("mnk,nk->mn", ratios, own.weigh(own.norm(vectors)))
+    for seen in (False, True):                                          # what is near in time hidden too, or not
+        rates = lambda vectors, seen=seen: of_times(vectors) + seen * of_own(vectors)
+        counts, equations = torch.poisson((rates(units) - 1).exp()), Equations(decoder, own, 20)
+        for rows in torch.arange(3000).split(1000):                     # gathered in pieces
+            equations.add(times[rows], counts[rows], everyone, ratios[rows] if seen else None)
+        found = equations.solve()
+        torch.testing.assert_close(found.var(1, correction=0), torch.ones(20), rtol=1e-3, atol=0)
+        said, true = (each - each.mean(0) for each in (rates(found), rates(units)))
+        assert torch.nn.functional.cosine_similarity(said, true, dim=0).min() > 0.9
+        assert (said.std(0) / true.std(0)).sub(1).abs().max() < 0.4     # one step, from the means
+
+
+@torch.no_grad()
+def test_bursts_do_not_blow_up_how_much_a_units_own_counts_are_made_of():
+    torch.manual_seed(0)
+    decoder, own, ratios = Factorised(32, 48, 2, 0.0), OwnActivity(32, 0.05), torch.zeros(2000, 1, 4)
+    ratios[:100] = 2.5                                                  # ten times what it fires on average
+    own.weigh.weight.copy_(torch.randn(4, 32) * 0.3)
+    equations = Equations(decoder, own, 1)
+    counts = torch.poisson(torch.where(ratios[..., 0] > 0, 2.0, 0.2))
+    equations.add(torch.zeros(2000, 48), counts, torch.ones(1, dtype=torch.bool), ratios)
+    said = (ratios[0] @ own.weigh(own.norm(equations.solve()))[..., None]).item()
+    assert 0.5 * np.log(10) < said < 1.5 * np.log(10)
 
 
 def test_units_of_a_new_session_are_recognised_by_a_trained_network(monkeypatch):

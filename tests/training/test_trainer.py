@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from workbench import models
+from workbench.nn.vocabulary import Vocabulary
 from workbench.sources.simulated import reach_sim
 from workbench.training import checkpoint, loop
 from workbench.training.loop import Diverged, learning_rate
@@ -269,10 +270,12 @@ def test_training_here_leaves_the_kernels_threads_and_random_numbers_alone(tiny,
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_norms_and_biases_do_not_decay():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+def test_norms_biases_and_levels_of_units_do_not_decay():
+    vectors, levels = Vocabulary("unit", "abc", 5), Vocabulary("unit", "abc", 1)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), vectors, levels)
     groups = loop.optimizer(model, Optim(weight_decay=0.1)).param_groups
-    assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [(0.1, [2]), (0.0, [1, 1, 1])]
+    shapes = [(g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in groups]
+    assert shapes == [(0.1, [(4, 3), (4, 5)]), (0.0, [(4,), (4,), (4,), (4, 1)])]
 
 
 def test_the_learning_rate_rises_and_then_falls_to_its_floor():

@@ -51,6 +51,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     spikes    whether it sees spikes; a model of calcium traces does not
     takes     the view of the batch that its tokens are made of: bins, patches, spikes, neurons or events
     rows_lr   learning rate at which rows of new units and sessions are learned (`workbench.adapt`)
+    rows_dropout  whether the frozen rest drops out while they are
     locked    whether its windows begin with the target's samples, as those of pictures do, and not anywhere
     slower    what begins the names of parameters → the share of the learning rate at which they learn
     """
@@ -65,6 +66,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     spikes: bool = True
     takes: str = "bins"
     rows_lr: float = 5e-3
+    rows_dropout: bool = True
     locked: bool = False
     slower: Mapping[str, float] = MappingProxyType({})
 

@@ -38,11 +38,12 @@ from workbench.masking import Controller, Mask
 from workbench.models.base import Output, SpikeModel, unit_names
 from workbench.nn.chunks import ChunkAttention
 from workbench.nn.factors import factors, spread_windows
-from workbench.nn.grid import DECODERS, OwnActivity, Queries
+from workbench.nn.grid import DECODERS, Factorised, OwnActivity, Queries
 from workbench.nn.identity import Identity
 from workbench.nn.near import near, paces
 from workbench.nn.regions import Regions, possible, region_names
 from workbench.nn.rotary import RotaryTime
+from workbench.nn.solve import Equations
 from workbench.nn.stitcher import unit_weights, window_weights
 from workbench.nn.transformer import Transformer
 from workbench.nn.vocabulary import Vocabulary
@@ -66,7 +67,7 @@ class NeuroBridge(SpikeModel):
     name = "neurobridge"
     reconstructs = embeds = True
     takes = "spikes"
-    rows_lr = 2e-2                                                      # rows start at a scale of 0.2
+    rows_dropout = False                                                # rows are near already, and few steps are taken
     SIZES: ClassVar = {"2m": dict(width=128, depth=8, heads=4), "10m": dict(width=256, depth=12, heads=8),
                        "30m": dict(width=448, depth=12, heads=8), "100m": dict(width=832, depth=12, heads=8)}
 
@@ -140,7 +141,7 @@ class NeuroBridge(SpikeModel):
         self.meet(unmet, new)
         self.regions = Regions(region_names(sessions) | self.regions.names)
         self._hub_mixin_config["regions"] = self.regions.names
-        if not self.inferred and self.absent is None and hasattr(getattr(self, "decoder", None), "solve"):
+        if not self.inferred and self.absent is None and isinstance(getattr(self, "decoder", None), Factorised):
             for session in unmet:
                 self.recognise(session, new)
 
@@ -165,24 +166,45 @@ class NeuroBridge(SpikeModel):
     @torch.no_grad()
     def recognise(self, session: Session, names: Sequence[str], rounds: int = 5, seconds: float = 160.0) -> None:
         """Turn the vectors of the named units of a session to where a trained network would have them, without a
-        gradient: it reads one half of the units, and by what it finds those of the other half are solved for, again and
-        again. seconds: of the recording that it looks at.
+        gradient: it reads what a mask leaves, and the vectors are solved for that say best what was hidden, again and
+        again: one half of the units, then the other, and from the third of the `rounds` on stretches of time as well,
+        which tell how a unit's own counts matter. seconds: of the recording that it looks at.
         """
-        batch = spread_windows(session, self.window, round(seconds / self.window))
-        if batch is None:
+        whole = spread_windows(session, self.window, round(seconds / self.window))
+        if whole is None:
             return
-        words, training = unit_names([session]), self.training
-        rows, batch = self.units.rows(words), batch.to(self.units.weight.device)
-        new = torch.tensor([word in {*names} for word in words], device=rows.device)
-        counts, mean = batch.counts(self.bin_size), self.rates.weight[self.rates.rows(words), 0].exp()
+        words, training, device = unit_names([session]), self.training, self.units.weight.device
+        rows, everyone = self.units.rows(words), torch.ones(len(words), dtype=torch.bool, device=device)
+        new = torch.tensor([word in {*names} for word in words], device=device)
+        level = self.rates.weight[self.rates.rows(words)]
+        known = torch.ones(len(self.units.weight), dtype=torch.bool, device=device).index_fill(0, rows[new], False)
+        length = self.units.weight[known].std()                         # decay has made it another than it began with
+        some = max(2 ** 22 // (whole.bins(self.bin_size) * len(words)), 1)     # windows at once, for memory
+        batches = [whole.take(at).to(device) for at in torch.arange(len(whole)).split(some)]
+        times = lambda batch, mask: self.decoder.times(self.encode(batch, mask), *self.asked(batch))
         self.eval()
-        for _ in range(rounds):
-            half = torch.rand(len(words), device=rows.device) < 0.5
+        equations = Equations(self.decoder, self.own, len(words))
+        for number in range(rounds):
+            half = torch.rand(len(words), device=device) < 0.5
+            equations.fade(0.7 if number > 2 else 0.0)
             for hidden in (half, ~half):
-                mask = hidden[:, None].expand_as(counts)
-                times = self.decoder.times(self.encode(batch, Mask(mask, mask)), *self.asked(batch)).flatten(0, 1)
-                found = self.decoder.solve(times, counts[:, hidden].transpose(1, 2).flatten(0, 1), mean[hidden])
-                self.units.weight[rows[hidden & new]] = found[new[hidden]] * self.units.std
+                for batch in batches:
+                    counts = batch.counts(self.bin_size)
+                    mask = Mask(*[hidden[:, None].expand_as(counts)] * 2)
+                    equations.add(times(batch, mask).flatten(0, 1), counts[:, hidden].transpose(1, 2).flatten(0, 1),
+                                  hidden)
+                if number < 2:
+                    self.units.weight[rows[hidden & new]] = equations.solve()[hidden & new] * length
+            if number < 2:
+                continue
+            for mode in (mode for mode in ("temporal", "causal") if mode in self.modes):
+                for batch in batches:
+                    counts, mask = batch.counts(self.bin_size), self.draw(batch, mode)
+                    ratios = self.own.ratios(counts, self.visible(batch, mask), level)
+                    at = mask.grid(counts.shape[2]).scored.any(1)
+                    equations.add(times(batch, mask)[at], counts.transpose(1, 2)[at], everyone,
+                                  ratios.transpose(1, 2)[at])
+            self.units.weight[rows[new]] = equations.solve()[new] * length
         self.train(training)
 
     @torch.no_grad()

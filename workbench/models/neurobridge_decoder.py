@@ -35,7 +35,6 @@ class NeuroBridgeDecoder(SpikeModel):
     name = "neurobridge_decoder"
     decodes = embeds = True
     takes = "spikes"
-    rows_lr = NeuroBridge.rows_lr
 
     def __init__(self, *, encoder: Mapping, target: str, outputs: int, mean: Sequence[float], scale: Sequence[float],
                  readout: str = "queries", queries: int = 4, readout_dropout: float = 0.2):

@@ -1,7 +1,6 @@
 """Log rates on the grid of units × bins: two ways to read them off latents, and what a unit's own counts add.
 
-    factorised   each bin reads the latents once, whatever the number of units: ⟨unit, time⟩; and, the other way round,
-                 which unit vectors say given counts best
+    factorised   each bin reads the latents once, whatever the number of units: ⟨unit, time⟩
     queries      each unit in each bin reads them for itself; a hundred times the cost, trained on a sample of entries
     own          the unit's visible counts around the bin
 """
@@ -35,25 +34,6 @@ class Factorised(nn.Module):
         """What each bin is like [B, T, width]."""
         found = self.read(self.query.expand(len(latents), -1), bins.expand(len(latents), -1, -1), latents, turn, near)
         return self.norm(self.query + found + self.ffn(self.query + found))
-
-    def solve(self, times: Tensor, counts: Tensor, mean: Tensor) -> Tensor:
-        """Unit vectors [N, dim] of variance 1 by which `times` [M, width] say counts [M, N] best, their means [N] being
-        known: one step of a Poisson regression from these, with a prior of variance 1. What length a vector then lacks
-        it is given, at random, where times hardly differ, since a norm stands between it and what it says.
-        """
-        norm, to = self.unit_norm, self.direction.weight * times.shape[1] ** -0.5
-        same = times @ (to @ norm.bias + self.direction.bias * times.shape[1] ** -0.5)          # what all units say
-        heard = (times @ to) * norm.weight
-        heard = heard - heard.mean(1, keepdim=True)                                             # a norm takes no mean
-        heard, same = heard - heard.mean(0), same - same.mean()
-        variance, axes = torch.linalg.eigh(heard.T @ heard)
-        found = axes.T @ (heard.T @ (counts - mean - same[:, None] * mean))
-        found = (found / (variance.clamp(min=0)[:, None] * mean + 1)).T                         # [N, dim] along axes
-        idle = torch.zeros_like(found)
-        idle[:, 1:1 + found.shape[1] // 4] = torch.randn_like(found[:, :found.shape[1] // 4])   # the first is the mean
-        lack = (found.shape[1] - found.square().sum(1)).clamp(min=0).sqrt()
-        found = (found + nn.functional.normalize(idle, dim=1) * lack[:, None]) @ axes.T
-        return nn.functional.layer_norm(found, found.shape[1:])
 
 
 class Queries(nn.Module):
@@ -100,10 +80,13 @@ class OwnActivity(nn.Module):
         self.norm, self.weigh = nn.LayerNorm(dim), nn.Linear(dim, len(self.WIDTHS))
 
     def forward(self, counts: Tensor, visible: Tensor, level: Tensor, units: Tensor) -> Tensor:
-        """counts and visible [B, N, T], level [B, N, 1] log mean counts, units [B, N, dim] → [B, N, T]."""
+        """counts and visible [B, N, T], level [B or 1, N, 1] log mean counts, units [B or 1, N, dim] → [B, N, T]."""
+        return (self.ratios(counts, visible, level) @ self.weigh(self.norm(units))[..., None])[..., 0]
+
+    def ratios(self, counts: Tensor, visible: Tensor, level: Tensor) -> Tensor:
+        """What the counts around say, before a unit weighs it [B, N, T, widths]."""
         bins = torch.arange(counts.shape[2], device=counts.device) * self.bin_size
         far, mean = (bins - bins[:, None]).abs(), level.detach().exp()
         counts, expected = counts.masked_fill(~visible, 0), mean * visible
         kernels = [(-far / max(width, self.bin_size)).exp() for width in self.WIDTHS]
-        ratios = torch.stack([(counts @ k + 1).log() - (expected @ k + 1).log() for k in kernels], dim=-1)
-        return (ratios @ self.weigh(self.norm(units))[..., None])[..., 0]
+        return torch.stack([(counts @ k + 1).log() - (expected @ k + 1).log() for k in kernels], dim=-1)

@@ -155,7 +155,7 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
     released, loss, device = steps // 3 if rows else 0, math.nan, next(model.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with _only_rows_of(session, tables), _frozen(rest) as release:
-        model.train()
+        model.train(staged or model.rows_dropout)
         for step in range(steps):
             if staged and step == released:
                 release()

@@ -22,6 +22,7 @@ from torch import nn
 
 from workbench.batch import SpikeBatch
 from workbench.errors import WorkbenchError
+from workbench.nn.vocabulary import Vocabulary
 from workbench.training import checkpoint, precision, storage
 from workbench.training.ranks import ALONE, Ranks
 from workbench.training.recipe import Optim, Recipe
@@ -46,12 +47,15 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
 
 
 def optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: a norm's gain or a bias pulled to zero is another model, not a smaller one."""
+    """AdamW that decays matrices only: a norm's gain, a bias or a unit's level pulled to zero is another model, not a
+    smaller one.
+    """
     groups, slower = {}, getattr(model, "slower", {})
+    levels = {m.weight for m in model.modules() if isinstance(m, Vocabulary) and m.weight.shape[1] == 1}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             share = next((share for start, share in slower.items() if name.startswith(start)), 1.0)
-            groups.setdefault((-share, weight.ndim < 2), []).append(weight)
+            groups.setdefault((-share, weight.ndim < 2 or weight in levels), []).append(weight)
     return torch.optim.AdamW([{"params": params, "share": -share, "weight_decay": 0.0 if flat else optim.weight_decay}
                               for (share, flat), params in sorted(groups.items(), key=lambda group: group[0])],
                              lr=optim.lr, betas=tuple(optim.betas), fused=True)
