@@ -67,7 +67,7 @@ class NeuroBridge(SpikeModel):
     name = "neurobridge"
     reconstructs = embeds = True
     takes = "spikes"
-    rows_dropout = False                                                # rows are near already, and few steps are taken
+    rows_lr, rows_dropout = 1e-2, False                                 # rows start near, and few steps are taken
     SIZES: ClassVar = {"2m": dict(width=128, depth=8, heads=4), "10m": dict(width=256, depth=12, heads=8),
                        "30m": dict(width=448, depth=12, heads=8), "100m": dict(width=832, depth=12, heads=8)}
 
@@ -164,11 +164,11 @@ class NeuroBridge(SpikeModel):
                 self.units.weight[rows] += found[new].to(self.units.weight)
 
     @torch.no_grad()
-    def recognise(self, session: Session, names: Sequence[str], rounds: int = 5, seconds: float = 160.0) -> None:
+    def recognise(self, session: Session, names: Sequence[str], rounds: int = 3, seconds: float = 160.0) -> None:
         """Turn the vectors of the named units of a session to where a trained network would have them, without a
-        gradient: it reads what a mask leaves, and the vectors are solved for that say best what was hidden, again and
-        again: one half of the units, then the other, and from the third of the `rounds` on stretches of time as well,
-        which tell how a unit's own counts matter. seconds: of the recording that it looks at.
+        gradient: it reads one half of the units, and the vectors of the other half are solved for, again and again; at
+        last all are, also by what is hidden in time, which tells how a unit's own counts matter. seconds: of the
+        recording that it looks at.
         """
         whole = spread_windows(session, self.window, round(seconds / self.window))
         if whole is None:
@@ -181,29 +181,32 @@ class NeuroBridge(SpikeModel):
         length = self.units.weight[known].std()                         # decay has made it another than it began with
         some = max(2 ** 22 // (whole.bins(self.bin_size) * len(words)), 1)     # windows at once, for memory
         batches = [whole.take(at).to(device) for at in torch.arange(len(whole)).split(some)]
-        times = lambda batch, mask: self.decoder.times(self.encode(batch, mask), *self.asked(batch))
         self.eval()
+
+        def gather(equations: Equations, hidden: Tensor | None = None, mode: str = "") -> None:
+            for batch in batches:
+                counts = batch.counts(self.bin_size)
+                mask = self.draw(batch, mode) if hidden is None else Mask(*[hidden[:, None].expand_as(counts)] * 2)
+                at = mask.grid(counts.shape[2]).scored.any(1)           # those bins are hidden of all units, or of none
+                times = self.decoder.times(self.encode(batch, mask), *self.asked(batch))[at]
+                if hidden is None:
+                    ratios = self.own.ratios(counts, self.visible(batch, mask), level).transpose(1, 2)[at]
+                    equations.add(times, counts.transpose(1, 2)[at], everyone, ratios)
+                else:
+                    equations.add(times, counts[:, hidden].transpose(1, 2)[at], hidden)
+
+        halves = lambda: (half := torch.rand(len(words), device=device) < 0.5, ~half)
+        for _ in range(rounds):
+            equations = Equations(self.decoder, self.own, len(words))
+            for hidden in halves():
+                gather(equations, hidden)
+                self.units.weight[rows[hidden & new]] = equations.solve()[hidden & new] * length
         equations = Equations(self.decoder, self.own, len(words))
-        for number in range(rounds):
-            half = torch.rand(len(words), device=device) < 0.5
-            equations.fade(0.7 if number > 2 else 0.0)
-            for hidden in (half, ~half):
-                for batch in batches:
-                    counts = batch.counts(self.bin_size)
-                    mask = Mask(*[hidden[:, None].expand_as(counts)] * 2)
-                    equations.add(times(batch, mask).flatten(0, 1), counts[:, hidden].transpose(1, 2).flatten(0, 1),
-                                  hidden)
-                if number < 2:
-                    self.units.weight[rows[hidden & new]] = equations.solve()[hidden & new] * length
-            if number < 2:
-                continue
+        for _ in range(2):                                              # once more with what the new vectors tell
+            for hidden in halves():
+                gather(equations, hidden)
             for mode in (mode for mode in ("temporal", "causal") if mode in self.modes):
-                for batch in batches:
-                    counts, mask = batch.counts(self.bin_size), self.draw(batch, mode)
-                    ratios = self.own.ratios(counts, self.visible(batch, mask), level)
-                    at = mask.grid(counts.shape[2]).scored.any(1)
-                    equations.add(times(batch, mask)[at], counts.transpose(1, 2)[at], everyone,
-                                  ratios.transpose(1, 2)[at])
+                gather(equations, mode=mode)
             self.units.weight[rows[new]] = equations.solve()[new] * length
         self.train(training)
 

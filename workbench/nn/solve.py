@@ -52,11 +52,6 @@ class Equations:
         self.due[units] += mean * would.sum()
         self.over[units] += over.sum(0)
 
-    def fade(self, by: float) -> None:
-        """What was gathered so far counts less."""
-        for each in (self.gram, self.sums, self.said, self.due, self.over):
-            each *= by
-
     def solve(self) -> Tensor:
         """Vectors [N, dim] of mean 0 and variance 1. What length one lacks it is given, at random, where it says
         little: a norm would else make much of what is hardly known.
