@@ -67,9 +67,9 @@ def measure(model, session: Session, intervals: np.ndarray, *, modalities: Mappi
     name → the model's conditions that are it; by default each condition, and "spikes", the history of all units.
     Without "spikes" the model is shown silence, which no recording is: there `shuffled` says more. shuffles: how often
     another window's values are put in place, drawn from `seed`; the gains are means over these. samples, feedback:
-    how the model forecasts. stride: s between origins, the horizon by default (with
-    less, windows of neighbouring trials share bins, and intervals come out narrow, by a tenth at half of it). most: that many windows, spread evenly.
-    progress: called with (forecasts done, forecasts there are).
+    how the model forecasts. stride: s between origins, the horizon by default; with half of it neighbouring trials
+    share bins, and intervals come out narrow by a tenth. most: that many windows, spread evenly. progress: called with
+    (forecasts done, forecasts there are).
 
     WorkbenchError for a model without conditions; UnknownName for a condition that it does not know, or a series that
     the session lacks; BadRecording where fewer than two windows fit.
