@@ -182,6 +182,12 @@ def test_intervals_draw_trials_where_there_are_any():
     assert len(np.unique(measure(Known(), alone, [[0, 60]], shuffles=0).blocks)) == 119
 
 
+def test_of_one_block_no_interval_is_told():
+    at_once = recording(trials=pd.DataFrame({"start": [0.0], "stop": [240.0]}))
+    table = ablation(Known(), at_once, [[0, 1.5]], by=("region", "lag"))    # two windows, more groups than that
+    assert len(table) > 2 and np.isnan(table["interval"].tolist()).all() and np.isfinite(table["contribution"]).all()
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say():
     gain = np.random.default_rng(0).normal(0.3, 1.0, (40, 400))
     low, high = _resampled(np.ones((40, 400)), np.arange(40))(gain[None]).T

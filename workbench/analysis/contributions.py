@@ -215,7 +215,7 @@ def _resampled(spikes: np.ndarray, blocks: np.ndarray, drawn: int = 4000) -> Cal
     """
     k = int(blocks.max()) + 1
     if k < 2:
-        return lambda gain: np.full((gain.shape[1], 2), np.nan)
+        return lambda gain: np.full((gain.shape[2], 2), np.nan)
     per_block = np.zeros((k, len(blocks)))
     per_block[blocks, np.arange(len(blocks))] = 1
     times = np.random.default_rng(0).multinomial(k, np.full(k, 1 / k), drawn) @ per_block

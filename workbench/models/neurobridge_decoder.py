@@ -35,6 +35,7 @@ class NeuroBridgeDecoder(SpikeModel):
     name = "neurobridge_decoder"
     decodes = embeds = True
     takes = "spikes"
+    rows_lr = 2e-2                                                      # no decoder is left to recognise new units by
 
     def __init__(self, *, encoder: Mapping, target: str, outputs: int, mean: Sequence[float], scale: Sequence[float],
                  readout: str = "queries", queries: int = 4, readout_dropout: float = 0.2):
