@@ -6,9 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import bokeh.io.doc as bokeh_doc
 import numpy as np
 import panel as pn
 import pytest
+from bokeh.document import Document
+
+SERVING = []                                                            # servers in threads of this process
 
 
 @contextmanager
@@ -18,11 +22,25 @@ def serving(build: Callable[[], object]) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = pn.serve(build, port=port, threaded=True, show=False, verbose=False)
+    SERVING.append(server)
     try:
         wait_for(lambda: answers(port))
         yield f"http://localhost:{port}"
     finally:
         server.stop()
+        server.join(60)                                                 # it may be computing for a visitor
+        SERVING.remove(server)
+
+
+def forget_pages() -> None:
+    """Where nothing is served any more, no page is the current document.
+
+    Bokeh's current document is one for the process, which threads write across each other: a page that is opened
+    while another server answers a visitor leaves that visitor's page the current document for good.
+    """
+    if not SERVING:
+        bokeh_doc._PATCHED_CURDOCS.clear()
+        bokeh_doc.set_curdoc(Document())
 
 
 def answers(port: int) -> bool:

@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.apps.browsing import forget_pages
+
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-gpu-compositing", "--disable-software-rasterizer",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 HERE = re.compile(r"^(data:|blob:|about:|(http|ws)s?://(127\.0\.0\.1|localhost)[:/])")
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_served():
+    """A test is not on the page of one before it."""
+    forget_pages()
 
 
 @pytest.fixture(scope="session")
