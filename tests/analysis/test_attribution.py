@@ -196,10 +196,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 def test_intervals_of_several_trainings_hold_what_trainings_are_worth_on_average_and_those_of_one_do_not():
     rng = np.random.default_rng(0)
-    luck, trials = rng.normal(size=(4, 1, 400)), rng.normal(size=(40, 400))
+    luck, trials = rng.normal(size=(3, 1, 400)), rng.normal(size=(40, 400))
     several, intervals = 0.3 + 0.3 * luck + trials, _resampled(np.ones((40, 400)), np.arange(40))
     held = lambda found: ((found[:, 0] < 0.3) & (found[:, 1] > 0.3)).mean()
-    assert held(intervals(several)) > 0.9 and held(intervals(several[:1])) < 0.7
+    assert 0.93 < held(intervals(several)) < 0.99 and held(intervals(several[:1])) < 0.7
     same = np.repeat(several[:1], 3, 0)                                 # with no luck in it nothing changes
     assert np.allclose(intervals(same), intervals(several[:1]))
 

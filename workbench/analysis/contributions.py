@@ -63,9 +63,9 @@ def contributions(gains: Gains | Sequence[Gains], by: str | Sequence[str] = "reg
 
     bits: of the model with everything, above each unit's mean over all these bins. contribution: bits less those
     without the modality. interval: 95 %, a bootstrap over trials (windows where there are none), both sides of the
-    difference drawn together. gains of several models, trained with other seeds: means over them, and they are drawn
-    too (three or more, for an interval of two says little). Groups without a spike are left out. UnknownName for a
-    grouping that is not there; WorkbenchError for gains of other windows or modalities.
+    difference drawn together. gains of several models, trained with other seeds: means over them, and intervals of what
+    a training is worth on average (three or more; of two they are very wide). Groups without a spike are left out.
+    UnknownName for a grouping that is not there; WorkbenchError for gains of other windows or modalities.
     """
     several = [gains] if isinstance(gains, Gains) else list(gains)
     names, gains = (by,) if isinstance(by, str) else tuple(by), _first(several)
@@ -211,9 +211,9 @@ def _summed(values: np.ndarray, cells: Sequence[tuple]) -> np.ndarray:
 
 def _resampled(spikes: np.ndarray, blocks: np.ndarray, drawn: int = 4000) -> Callable[[np.ndarray], np.ndarray]:
     """gain [trainings, W, G] → 95 % intervals [G, 2] of Σ gain / Σ spikes [W, G]: those of `masked.bootstrap`, many at
-    once; trainings are drawn as trials are, their spread as wide as that of so few has to be (n / (n − 1)).
+    once. To what trials tell is added what trainings differ by, from Student's t, because so few say little of that.
     """
-    k = int(blocks.max()) + 1
+    k, total = int(blocks.max()) + 1, spikes.sum(0)
     if k < 2:
         return lambda gain: np.full((gain.shape[2], 2), np.nan)
     per_block = np.zeros((k, len(blocks)))
@@ -223,12 +223,12 @@ def _resampled(spikes: np.ndarray, blocks: np.ndarray, drawn: int = 4000) -> Cal
     tail = norm.cdf(t.ppf(0.025, k - 1) * np.sqrt(k / (k - 1)))
 
     def intervals(gain: np.ndarray) -> np.ndarray:
-        of_trials, n = times @ gain, len(gain)                          # [trainings, drawn, G]
-        found = of_trials.mean(0)
+        found, luck, n = times @ gain.mean(0), np.zeros((drawn, gain.shape[2])), len(gain)
         if n > 1:
-            often = np.random.default_rng(1).multinomial(n, np.full(n, 1 / n), drawn) / n
-            found = found + (np.einsum("dm,mdg->dg", often, of_trials) - found) * np.sqrt(n / (n - 1))
-        both = zip(found.T, there.T, strict=True)                       # a draw may hold no spike
-        return np.array([np.quantile(g[n > 0] / n[n > 0], [tail, 1 - tail]) for g, n in both]).reshape(-1, 2)
+            spread = gain.sum(1).std(0, ddof=1) / np.sqrt(n) / total
+            luck = np.random.default_rng(1).standard_t(n - 1, (drawn, 1)) * spread
+        group = zip(found.T, there.T, luck.T, strict=True)              # a draw may hold no spike
+        return np.array([np.quantile(bits[spikes > 0] / spikes[spikes > 0] + more[spikes > 0], [tail, 1 - tail])
+                         for bits, spikes, more in group]).reshape(-1, 2)
 
     return intervals

@@ -65,7 +65,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     reads: Sequence[str] = ()
     spikes: bool = True
     takes: str = "bins"
-    rows_lr: float = 5e-3
+    rows_lr: float = 1e-2
     rows_dropout: bool = True
     locked: bool = False
     slower: Mapping[str, float] = MappingProxyType({})

@@ -53,16 +53,16 @@ class Equations:
         self.over[units] += over.sum(0)
 
     def solve(self) -> Tensor:
-        """Vectors [N, dim] of mean 0 and variance 1. What length one lacks it is given, at random, where it says
-        little: a norm would else make much of what is hardly known.
+        """Vectors [N, dim] of mean 0 and variance 1. What length one lacks it is given, at random, where counts say
+        least of all units: a norm would else make much of what is hardly known.
         """
-        due = self.due.clamp(min=1e-6)[:, None]
+        due, dim = self.due.clamp(min=1e-6)[:, None], self.gram.shape[1]
         gram = self.gram - self.sums[:, :, None] * self.sums[:, None] / due[..., None]      # beside a level of its own
         said = self.said - self.sums * self.over[:, None] / due
-        variance, axes = torch.linalg.eigh(gram)
-        found = (axes.transpose(1, 2) @ said[..., None])[..., 0] / (variance.clamp(min=0) + 1)
-        idle = torch.zeros_like(found)
-        idle[:, 1:1 + found.shape[1] // 4] = torch.randn_like(found[:, :found.shape[1] // 4])   # the first is the mean
-        lack = (found.shape[1] - found.square().sum(1)).clamp(min=0).sqrt()
-        found = found + nn.functional.normalize(idle, dim=1) * lack[:, None]
-        return nn.functional.layer_norm((axes @ found[..., None])[..., 0], found.shape[1:])
+        prior = 1 + 1e-6 * gram.diagonal(dim1=1, dim2=2).amax(1)        # and what keeps rounding from a negative root
+        low = torch.linalg.cholesky(gram + prior[:, None, None] * torch.eye(dim, device=gram.device))
+        found = torch.cholesky_solve(said[..., None], low)[..., 0]
+        axes = torch.linalg.eigh(gram.mean(0))[1][:, 1:1 + max(dim // 4, 1)]                # the first is the mean
+        idle = nn.functional.normalize(torch.randn(len(found), axes.shape[1], device=axes.device) @ axes.T, dim=1)
+        lack = (dim - found.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+        return nn.functional.layer_norm(found + lack * idle, found.shape[1:])

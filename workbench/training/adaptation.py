@@ -31,6 +31,7 @@ from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 from workbench.training.loop import Diverged, learning_rate
 from workbench.training.recipe import Optim
+from workbench.training.rows import RowAdam
 from workbench.windows import RandomWindows
 
 WAYS = ("identify", "finetune", "stitcher", "identity")
@@ -60,8 +61,8 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
     target      the series to learn from, where this session calls it otherwise than the model does
     like        a session that the model knows (or its id): new rows begin as those of its units that agree in the
                 column `by` of both unit tables (an id alone: by unit id), and with `steps=0` stay so, without labels
-    lr          peak learning rate of the rows, None: the model's `rows_lr`; rest_lr of everything else; AdamW, a short
-                rise and a cosine to 0
+    lr          peak learning rate of the rows, None: the model's `rows_lr`; rest_lr of everything else. A short rise
+                and a cosine to 0; `training.rows.RowAdam` where rows are many, else AdamW
 
     A session that the model knows is learnt anew, from where its rows are. CannotAdapt where the model has not what
     `how` trains; UnknownName for another `how`, or a session without the target.
@@ -148,10 +149,12 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
     rest = [p for p in model.parameters() if p.requires_grad and not any(p is row for row in rows)]
     free = sum(len(_rows(table, session)) * table.weight.shape[1] for table in tables)
     free += staged * sum(p.numel() for p in rest)
+    many = {table: of for table in tables if 4 * len(of := _rows(table, session)) >= table.weight.shape[1]}
     # Rows do not decay: AdamW would shrink those without a gradient, which are other sessions'.
-    groups = [{"params": rows, "weight_decay": 0.0, "peak": lr},
-              {"params": rest, "weight_decay": 0.01, "peak": rest_lr}]
-    adam = torch.optim.AdamW([group for group in groups if group["params"]])
+    few = {"params": [table.weight for table in tables if table not in many], "weight_decay": 0.0, "peak": lr}
+    groups = [group for group in (few, {"params": rest, "weight_decay": 0.01, "peak": rest_lr}) if group["params"]]
+    steppers = [torch.optim.AdamW(groups)] * bool(groups) + [
+        RowAdam([{"params": [table.weight], "rows": of, "peak": lr}]) for table, of in many.items()]
     released, loss, device = steps // 3 if rows else 0, math.nan, next(model.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with _only_rows_of(session, tables), _frozen(rest) as release:
@@ -159,18 +162,19 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
         for step in range(steps):
             if staged and step == released:
                 release()
-            for group in adam.param_groups:
+            for group in (group for stepper in steppers for group in stepper.param_groups):
                 group["lr"] = learning_rate(Optim(lr=group["peak"], warmup=max(steps // 20, 1), floor=0.0), step, steps)
             batch = windows.batch(step).to(device)
             found = model.loss(batch)["loss"]
-            adam.zero_grad(set_to_none=True)
+            for stepper in steppers:
+                stepper.zero_grad(set_to_none=True)
             found.backward()
-            nn.utils.clip_grad_norm_([*rows, *rest], 1.0)
-            adam.step()
-            loss = found.item()
-            if not math.isfinite(loss):
-                raise Diverged(f"the loss became {loss} at step {step + 1} of adapting to {session.id!r}; give a lower "
-                               "lr=")
+            norm, loss = nn.utils.clip_grad_norm_([*rows, *rest], 1.0).item(), found.item()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise Diverged(f"the loss became {loss}, its gradient {norm}, at step {step + 1} of adapting to "
+                               f"{session.id!r}; give a lower lr=")
+            for stepper in steppers:
+                stepper.step()
     if not staged:                                                      # what a frozen model averaged or counted, too
         for buffer, before in buffers:
             buffer.copy_(before)

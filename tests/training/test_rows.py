@@ -1,0 +1,67 @@
+"""RowAdam: one scale matrix for all rows of a table."""
+
+import pytest
+import torch
+from torch import nn
+
+from workbench.training.rows import RowAdam
+
+SKEWED = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0] * torch.logspace(0, -1.5, 8)
+AIMS = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(weight: torch.Tensor, skewed: torch.Tensor = SKEWED, aims: torch.Tensor = AIMS) -> torch.Tensor:
+    """How far rows are from their aims, seen through a map that all share and that shrinks most directions."""
+    return ((weight[:40] - aims) @ skewed).square().sum(1).mean()
+
+
+def learned(steps: int, stepper, turn: torch.Tensor | None = None) -> torch.Tensor:
+    turn = torch.eye(8) if turn is None else turn
+    weight = nn.Parameter(torch.zeros(50, 8))
+    optimizer = stepper(weight)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - step / steps)
+        optimizer.zero_grad()
+        loss_of(weight, turn.T @ SKEWED, AIMS @ turn).backward()
+        optimizer.step()
+    return weight.detach()
+
+
+def rows(weight: nn.Parameter) -> RowAdam:
+    return RowAdam([{"params": [weight], "rows": torch.arange(40)}])
+
+
+def test_rows_learn_in_a_third_of_the_steps_where_directions_differ_in_scale():
+    adam = lambda weight: torch.optim.AdamW([weight], weight_decay=0.0)
+    apart = lambda weight: (weight[:40] - AIMS).square().mean().item()  # from the aims, in directions seen poorly too
+    assert apart(learned(40, rows)) < 0.5 * apart(learned(120, adam))
+
+
+def test_a_turned_basis_gives_the_turned_rows():
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(2)))[0]
+    assert torch.allclose(learned(30, rows, turn), learned(30, rows) @ turn, atol=0.02)
+
+
+def test_no_other_row_moves_and_a_table_without_a_gradient_stays():
+    weight = nn.Parameter(torch.ones(50, 8))
+    optimizer = rows(weight)
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(50, 8))
+    weight.square().sum().backward()
+    optimizer.step()
+    assert torch.equal(weight[40:], torch.ones(10, 8)) and (weight[:40] < 1).all()
+
+
+@pytest.mark.parametrize("lr", [0.05, 0.5])
+def test_few_rows_of_many_columns_learn_and_never_run_away(lr):
+    weight = nn.Parameter(torch.zeros(3, 8))
+    optimizer, missed = RowAdam([{"params": [weight], "rows": torch.tensor([1, 2])}]), []
+    for step in range(200):
+        optimizer.zero_grad()
+        loss = (weight[1:] - AIMS[:2]).square().sum()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / 200)
+        optimizer.step()
+        missed.append(loss.item())
+    assert max(missed) == missed[0] and missed[-1] < 0.01 * missed[0] and not weight[0].any()
