@@ -3,7 +3,7 @@
     gradient of the rows [n, dim] → its running mean × (running mean of gᵀg / n)^-½ → step
 
 A frozen network asks every row the same, so that what a direction of the rows does to the loss is known from all of
-them after a few batches, long before each number is: thirty steps do what a hundred of AdamW did. One side of Shampoo
+them after a few batches, long before each number is: about half the steps of AdamW do. One side of Shampoo
 (Gupta, Koren & Singer 2018, arXiv 1802.09568) with the running means of Adam (Kingma & Ba 2015, arXiv 1412.6980).
 """
 
