@@ -59,13 +59,23 @@ def wait_for(happens: Callable[[], object], seconds: float = 60.0):
 
 def lasso(page, figure, *corners: tuple[float, float]) -> None:
     """Draw around what lies between corners, parts of the figure's width and height, and come back to the first."""
-    box = figure.bounding_box()
+    box = settled(page, figure.bounding_box)                            # the page above it may still grow
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (*corners, corners[0])]
     page.mouse.move(*places[0])
     page.mouse.down()
     for place in places[1:]:
         page.mouse.move(*place, steps=6)
     page.mouse.up()
+
+
+def settled(page, look: Callable[[], object], seconds: float = 0.5):
+    """What `look()` returns once it has returned the same for so long; a busy machine lays out and answers late."""
+    found, since = look(), time.monotonic()
+    while time.monotonic() - since < seconds:
+        page.wait_for_timeout(100)
+        if (now := look()) != found:
+            found, since = now, time.monotonic()
+    return found
 
 
 def colours(shot: bytes) -> np.ndarray:

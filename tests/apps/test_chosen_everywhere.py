@@ -12,7 +12,7 @@ import pytest
 from tests.analysis.test_attribution import Known
 from tests.analysis.test_attribution import recording as with_conditions
 from tests.analysis.test_latents import Counts, recording
-from tests.apps.browsing import colours, lasso, wait_for
+from tests.apps.browsing import colours, lasso, settled, wait_for
 from tests.apps.test_gallery import RESULT, SCORES, some
 from workbench.analysis import driven
 from workbench.apps import _shown_in
@@ -133,7 +133,7 @@ def test_a_lasso_in_latents_lights_up_in_raster_gallery_and_attribution(hub, pag
     lasso(page, cloud, (0.15, 0.1), (0.95, 0.1), (0.95, 0.85), (0.15, 0.85))
     page.locator("text=Show what is chosen in").wait_for()
     page.wait_for_url("**moments=**")
-    here = page.url
+    here = settled(page, lambda: page.url, 3)                           # what a lasso holds is sent while it is drawn
 
     page.locator('a[href*="app=gallery"]').click()
     page.locator("text=were shown in the").wait_for()
