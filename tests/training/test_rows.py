@@ -43,6 +43,17 @@ def test_a_turned_basis_gives_the_turned_rows():
     assert torch.allclose(learned(30, rows, turn), learned(30, rows) @ turn, atol=0.02)
 
 
+def test_a_batch_that_is_louder_counts_no_more():
+    quiet, loud = (nn.Parameter(torch.zeros(50, 8)) for _ in range(2))
+    for weight, loudness in ((quiet, 1.0), (loud, 9.0)):
+        optimizer = rows(weight)
+        for step in range(20):
+            optimizer.zero_grad()
+            (loss_of(weight) * (loudness if step % 3 else 1.0)).backward()
+            optimizer.step()
+    assert torch.allclose(quiet, loud, atol=1e-4) and quiet[:40].abs().min() > 0
+
+
 def test_no_other_row_moves_and_a_table_without_a_gradient_stays():
     weight = nn.Parameter(torch.ones(50, 8))
     optimizer = rows(weight)

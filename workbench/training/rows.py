@@ -1,15 +1,17 @@
 """Steps for the rows of a table: Adam whose scale is one matrix for all rows, not a number for each of theirs.
 
-    gradient of the rows [n, dim] → its running mean × (running mean of gᵀg / n)^-½ → step
+    gradient of the rows [n, dim] → of length 1 → its running mean × (running mean of gᵀg / n)^-½ → step
 
-A frozen network asks every row the same, so that what a direction of the rows does to the loss is known from all of
-them after a few batches, long before each number is: about half the steps of AdamW do. One side of Shampoo
+Every batch counts alike: where masks ask little of few units, as those of a region do, the gradient is longest and
+knows least. A frozen network asks every row the same, so that what a direction of the rows does to the loss is known
+from all of them after a few batches, long before each number is: about half the steps of AdamW do. One side of Shampoo
 (Gupta, Koren & Singer 2018, arXiv 1802.09568) with the running means of Adam (Kingma & Ba 2015, arXiv 1412.6980).
 """
 
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -24,7 +26,7 @@ class RowAdam(torch.optim.Optimizer):
             (weight,), rows, (fast, slow) = group["params"], group["rows"], group["betas"]
             if weight.grad is None:
                 continue
-            state, gradient = self.state[weight], weight.grad[rows]
+            state, gradient = self.state[weight], nn.functional.normalize(weight.grad[rows], dim=(0, 1), eps=1e-30)
             if not state:
                 square = gradient.new_zeros(weight.shape[1], weight.shape[1])
                 state.update(step=0, mean=torch.zeros_like(gradient), square=square)
