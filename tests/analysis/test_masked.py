@@ -100,6 +100,19 @@ def test_the_mean_rate_of_training_scores_nothing_and_bits_are_those_of_the_fiel
     assert true["bits"] == pytest.approx(bits_per_spike(RATES[bins], counts, trained_mean()[bins]), rel=1e-4)
 
 
+def test_of_several_models_the_log_rates_are_averaged():
+    loud, faint = Says(2 * RATES), Says(RATES / 2)
+    both = [evaluate(each, SESSION, PARTS["train"], PARTS["test"], "neuron", fills=False)["bits"]
+            for each in ([loud, faint], Says(RATES), loud)]
+    assert both[0] == pytest.approx(both[1], rel=1e-6) and both[2] < both[1]
+    assert loud.training and table([loud, faint], [SESSION], [PARTS], ["causal"], fills=False)["bits"][0] > 0
+    other = Says(RATES)
+    other.window = 2 * WINDOW
+    for wrong, many in (([loud, other], 2), ([], 0)):
+        with pytest.raises(WorkbenchError, match=f"{many} models have no one window and bin size"):
+            evaluate(wrong, SESSION, PARTS["train"], PARTS["test"], "neuron")
+
+
 @pytest.mark.parametrize("mode", ["neuron", "intra_region", "inter_region"])
 def test_spikes_of_hidden_units_change_no_fill_but_the_running_mean(mode, monkeypatch):
     name, (units, found) = next(iter(caught(mode, SESSION, monkeypatch).items()))

@@ -63,6 +63,7 @@ def evaluate(model, session: Session, train: np.ndarray, test: np.ndarray, mode:
              least: int = 20, align: str | None = None, fills: bool = True, batch_size: int = 32) -> dict:
     """{"mode", "bits", "interval", "fills", "windows", "entries", "spikes", "protocol"}, by region too "regions".
 
+    model: one, or several that agree in window and bins, such as trainings with other seeds: their log rates averaged.
     train, test: intervals [n, 2], sorted; fills are fitted on at most `LEARNT_FROM` windows of `train`. "fills": name →
     None or {"bits", "interval", "difference", "difference_interval"}, the difference being the model's bits less the
     fill's, paired. seed: of the masks, which are the same for the model and the fills. align: a series on whose samples
@@ -73,13 +74,12 @@ def evaluate(model, session: Session, train: np.ndarray, test: np.ndarray, mode:
     ones, and all units elsewhere. Units that are silent in training count as half a spike there.
 
     UnknownName for another mode; BadRecording for a region mode without two known regions or one of `least` units, or
-    a part without a window; WorkbenchError for a model that predicts no rates.
+    a part without a window; WorkbenchError for a model that predicts no rates, none, or some that do not agree.
     """
     if mode not in MODES:
         raise UnknownName("mode", mode, MODES, where="the modes that hide something to fill in")
-    if not model.reconstructs:
-        raise WorkbenchError(f"model {model.name!r} predicts no firing rates, so it fills in nothing; choose one that "
-                             "reconstructs")
+    models = _several(model)
+    model = models[0]
     parts = {"train": _part(model, session.within(train), train, align, LEARNT_FROM),
              "test": _part(model, session, test, align, None)}
     starts, counts = parts["test"].starts, parts["test"].counts
@@ -91,7 +91,7 @@ def evaluate(model, session: Session, train: np.ndarray, test: np.ndarray, mode:
     for task in _tasks(model, session, parts, mode, seed, draws, least):
         mask = task.masks["test"]
         scored = mask.grid(counts.shape[2]).scored.numpy()[:, task.units]
-        rates = {"model": _predict(model, session, starts, mask, mode, batch_size)[:, task.units]}
+        rates = {"model": _predict(models, session, starts, mask, mode, batch_size)[:, task.units]}
         rates |= _fills(parts, task, mean, model.bin_size, locked) if fills else \
             {"mean": np.broadcast_to(mean[task.units], counts[:, task.units].shape)}
         y = counts[:, task.units] * scored
@@ -113,14 +113,15 @@ def evaluate(model, session: Session, train: np.ndarray, test: np.ndarray, mode:
 
 def table(model, sessions: Sequence[Session], parts: Sequence[Mapping[str, np.ndarray]],
           modes: Iterable[str] | None = None, **options) -> pd.DataFrame:
-    """One row a session and mode: the model's bits, every fill's, and how far the model is above the best of them.
+    """One row a session and mode: bits of the model, or of several averaged, every fill's, and how far it is above the
+    best of them.
 
     parts: {"train", "test"} of each session, as `windows.split` gives them. modes: by default the model's own; those by
     region are left out of sessions without two regions. options: as in `evaluate`.
     """
-    rows = []
+    rows, first = [], _several(model)[0]
     for session, part in zip(sessions, parts, strict=True):
-        for mode in modes or getattr(model, "modes", MODES):
+        for mode in modes or getattr(first, "modes", MODES):
             if mode.endswith("region") and not _regions(session, options.get("least", 20)):
                 continue
             found = evaluate(model, session, part["train"], part["test"], mode, **options)
@@ -131,6 +132,18 @@ def table(model, sessions: Sequence[Session], parts: Sequence[Mapping[str, np.nd
                         | {"best_fill": best, "difference": fills[best]["difference"],
                            "difference_interval": fills[best]["difference_interval"], "spikes": found["spikes"]})
     return pd.DataFrame(rows)
+
+
+def _several(model) -> list:
+    models = list(model) if isinstance(model, Sequence) else [model]
+    for one in models:
+        if not one.reconstructs:
+            raise WorkbenchError(f"model {one.name!r} predicts no firing rates, so it fills in nothing; choose one "
+                                 "that reconstructs")
+    if len({(one.window, one.bin_size) for one in models}) != 1:
+        raise WorkbenchError(f"{len(models)} models have no one window and bin size, so that no rates of theirs can be "
+                             "averaged; give one model, or trainings of the same recipe")
+    return models
 
 
 def _part(model, session: Session, intervals: np.ndarray, align: str | None, most: int | None) -> Part:
@@ -185,19 +198,22 @@ def _tasks(model, session: Session, parts: Mapping[str, Part], mode: str, seed: 
 
 
 @torch.no_grad()
-def _predict(model, session: Session, starts: np.ndarray, mask: Mask, mode: str,
+def _predict(models: Sequence, session: Session, starts: np.ndarray, mask: Mask, mode: str,
              batch_size: int) -> np.ndarray:
-    """Expected spikes a bin [W, N, T] from what the mask leaves."""
-    reader, device, training = Reader([session], also=getattr(model, "reads", ())), next(model.parameters()).device, \
-        model.training
-    model.eval()
-    rates = []
-    for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // batch_size)):
-        batch = reader.read(np.zeros(len(rows), int), starts[rows], model.window).to(device)
-        here = Mask(*(each[rows] for each in mask)).to(device)
-        rates.append(model.reconstruct(batch, here, mode).log_rates.double().exp().cpu().numpy())
-    model.train(training)
-    return np.concatenate(rates)
+    """Expected spikes a bin [W, N, T] from what the mask leaves: the exponential of the models' mean log rate."""
+    total = 0.0
+    for model in models:
+        reader, device, training = Reader([session], also=getattr(model, "reads", ())), \
+            next(model.parameters()).device, model.training
+        model.eval()
+        rates = []
+        for rows in np.array_split(np.arange(len(starts)), -(-len(starts) // batch_size)):
+            batch = reader.read(np.zeros(len(rows), int), starts[rows], model.window).to(device)
+            here = Mask(*(each[rows] for each in mask)).to(device)
+            rates.append(model.reconstruct(batch, here, mode).log_rates.double().cpu())
+        model.train(training)
+        total = total + torch.cat(rates)
+    return (total / len(models)).exp().numpy()
 
 
 def _fills(parts: Mapping[str, Part], task: Task, mean: np.ndarray, bin_size: float, locked: bool) -> dict:
