@@ -64,6 +64,9 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
     lr          peak learning rate of the rows, None: the model's `rows_lr`; rest_lr of everything else. A short rise
                 and a cosine to 0; `training.rows.RowAdam` where rows are many, else AdamW
 
+    Rows that are recognised (NeuroBridge) begin at random and end in one of many places: two copies, adapted with two
+    seeds for half the steps each and asked together by `analysis.masked.evaluate([one, other], …)`, often say more.
+
     A session that the model knows is learnt anew, from where its rows are. CannotAdapt where the model has not what
     `how` trains; UnknownName for another `how`, or a session without the target.
     """
