@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.clock import machine
 
-ALL = ("sampling", "sessions", "binning", "poyo", "streaming", "grid", "generate", "raster", "watched")
+ALL = ("sampling", "sessions", "binning", "poyo", "mixed", "streaming", "grid", "generate", "raster", "watched")
 
 
 if __name__ == "__main__":

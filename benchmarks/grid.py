@@ -48,7 +48,8 @@ def _parts(decoder: str):
     asked = model.rotary(at), model.rotary(bins), near(model.pace, bins, at)
     latents, units = torch.randn(1, turns, WIDTH, requires_grad=True), torch.randn(1, UNITS, 128, requires_grad=True)
     counts = torch.poisson(torch.full((1, UNITS, BINS), 0.08))
-    own = lambda: model.own(counts, torch.rand_like(counts) < 0.5, torch.full((1, UNITS, 1), 0.08).log(), units)
+    own = lambda: model.own(counts, torch.rand_like(counts) < 0.5, torch.full((1, UNITS, 1), 0.08).log(),
+                            model.own.known(units))
     return model, latents, units, asked, own
 
 
@@ -57,13 +58,13 @@ def _forward(decoder: str):
 
     @torch.inference_mode()
     def call():
-        return model.decoder(latents, units, *asked) + own()
+        return model.decoder(latents, model.decoder.known(units), *asked) + own()
     return call
 
 
 def _factorised():
     model, latents, units, asked, own = _parts("factorised")
-    return lambda: (model.decoder(latents, units, *asked) + own()).exp().mean().backward()
+    return lambda: (model.decoder(latents, model.decoder.known(units), *asked) + own()).exp().mean().backward()
 
 
 def _sampled():
@@ -71,7 +72,7 @@ def _sampled():
     unit, at = torch.randint(UNITS, (SAMPLE,)), torch.randint(BINS, (SAMPLE,))
 
     def call():
-        found = model.decoder.ask(latents, units[:, unit], turn, bins[at][None], close[:, at])
+        found = model.decoder.ask(latents, model.decoder.known(units)[:, unit], turn, bins[at][None], close[:, at])
         (found + own()[:, unit, at]).exp().mean().backward()
     return call
 

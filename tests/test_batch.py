@@ -71,6 +71,35 @@ def test_every_view_counts_the_same_spikes():
     assert torch.equal(torch.bincount(spikes.units, minlength=20 + 12), batch.neurons(0.05).sum(1).long())
 
 
+def test_what_is_worked_out_once_is_of_this_batch_alone_and_can_be_learned_from():
+    batch = read([0, 1], [1.0, 2.0])
+    with torch.inference_mode():
+        counts, mask = batch.counts(0.05), batch.unit_mask
+    assert batch.unit_mask is mask and not mask.is_inference()
+    fewer = batch.drop(batch.units == 2)
+    assert torch.equal(fewer.counts(0.05)[:, :2], counts[:, :2]) and not fewer.counts(0.05)[:, 2].any()
+    assert batch.keep_units(batch.window_units != 2).unit_mask.sum(1).tolist() == [4, 11]
+    before = counts.clone()
+    batch.counts(0.05)[:] = 7
+    assert torch.equal(batch.counts(0.05), before)
+    weight = torch.ones(1, requires_grad=True)
+    (batch.counts(0.05) * weight * batch.unit_mask[..., None]).sum().backward()
+    assert weight.grad == len(batch.times)
+
+
+def test_units_and_sessions_of_the_windows_are_told_as_they_are():
+    mixed = read([1, 0, 1], [1.0, 2.0, 4.0])
+    lists, at = mixed.present
+    assert [each.id for each in lists] == ["a", "b"] and at.tolist() == [*range(5, 17), *range(5), *range(5, 17)]
+    assert not mixed.alike and read([1, 1], [1.0, 4.0]).alike and not read([0, 1], [1.0, 4.0]).alike
+    kept = mixed.keep_units(mixed.window_units % 2 == 0)
+    assert kept.present[1].tolist() == [5, 7, 9, 11, 13, 15, 0, 2, 4, 5, 7, 9, 11, 13, 15]
+    two = read([1, 1], [1.0, 4.0])
+    assert not two.keep_units(torch.arange(24) != 3).alike
+    assert not two.keep_units((torch.arange(24) != 3) & (torch.arange(24) != 16)).alike
+    assert two.keep_units(two.window_units != 3).alike
+
+
 def test_events_add_up_to_spike_times():
     batch = read([2, 1, 0, 1], [0.0, 3.0, 5.0, 2.0])
     events = batch.events()

@@ -12,8 +12,9 @@ Nothing is padded until a model asks. The ways to make tokens of spikes are view
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import NamedTuple
 
 import numpy as np
@@ -56,9 +57,24 @@ class Events(NamedTuple):
     offsets: Tensor
 
 
+def _once(make: Callable) -> Callable:
+    """Made when first asked for and kept with the batch: a step asks for the same several times."""
+    @wraps(make)
+    def kept(batch: SpikeBatch, *what):
+        if (name := (make.__name__, *what)) not in batch._made:
+            with torch.inference_mode(False):                           # whose tensors no gradient could use later
+                batch._made[name] = make(batch, *what)
+        return batch._made[name]
+
+    return kept
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpikeBatch:
-    """B windows of one duration, of any sessions. See the module's first lines for the layout."""
+    """B windows of one duration, of any sessions. See the module's first lines for the layout.
+
+    A batch never changes, so what its properties say is worked out once and shared: it is not to be changed in place.
+    """
 
     times: Tensor
     units: Tensor
@@ -70,6 +86,7 @@ class SpikeBatch:
     sessions: tuple[UnitList, ...]
     starts: Tensor
     targets: Mapping[str, Target] = field(default_factory=dict)
+    _made: dict = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.session)
@@ -79,15 +96,34 @@ class SpikeBatch:
         return self.times.device
 
     @property
+    @_once
     def windows(self) -> Tensor:
         """The window of every spike [S]."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.device), self.offsets.diff())
 
     @property
+    @_once
     def unit_mask(self) -> Tensor:
         """Which columns of the padded views hold a unit [B, N]."""
         sizes = self.unit_offsets.diff()
         return torch.arange(int(sizes.max()), device=self.device) < sizes[:, None]
+
+    @property
+    @_once
+    def alike(self) -> bool:
+        """Whether all windows hold the same units."""
+        first, rest = self.window_units[:int(self.unit_offsets[1])], self.unit_offsets.diff()
+        return bool(len(first) and (rest == len(first)).all() and (self.session == self.session[0]).all() and
+                    (self.window_units.view(len(self), -1) == first).all())
+
+    @property
+    @_once
+    def present(self) -> tuple[list[UnitList], Tensor]:
+        """The sessions of the windows, and for each of `window_units` its place in their lists, end to end [U]."""
+        number, which = self.session.unique(return_inverse=True)
+        lists = [self.sessions[i] for i in number.tolist()]
+        before = torch.tensor([0, *(len(each.units) for each in lists)], device=self.device).cumsum(0)[which]
+        return lists, torch.repeat_interleave(before, self.unit_offsets.diff()) + self.window_units
 
     # Views
 
@@ -105,6 +141,10 @@ class SpikeBatch:
 
     def counts(self, bin_size: float) -> Tensor:
         """Spikes per bin [B, N, T] float32, N the most units of any window; `unit_mask` tells padding from silence."""
+        return self._counts(bin_size).clone()                           # which who asked may change
+
+    @_once
+    def _counts(self, bin_size: float) -> Tensor:
         bins, n = self.bins(bin_size), int(self.unit_offsets.diff().max())
         cell = (self.windows * n + self.units) * bins + self.spike_bins(bin_size)
         return torch.bincount(cell, minlength=len(self) * n * bins).view(len(self), n, bins).float()

@@ -53,6 +53,8 @@ class Mask(NamedTuple):
         """The mask on coarser bins: hidden where any part of one is, scored where every part is."""
         if self.hidden.shape[2] % bins:
             raise WorkbenchError(f"a mask of {self.hidden.shape[2]} bins has no grid of {bins}; give a divisor")
+        if self.hidden.shape[2] == bins:
+            return self
         each = [part.unflatten(2, (bins, -1)) for part in self]
         return Mask(each[0].any(3), each[1].all(3))
 

@@ -169,7 +169,7 @@ def test_permuting_the_units_permutes_the_rates():
 @torch.no_grad()
 def test_asking_for_some_entries_gives_what_the_whole_grid_holds(monkeypatch):
     model, batch = small(decoder="queries"), windows()
-    latents, units = model.encode(batch), model.unit_vectors(batch)
+    latents, units = model.encode(batch), model.decoder.known(model.unit_vectors(batch))
     turn, bins, near = model.asked(batch)
     grid = model.decoder(latents, units, turn, bins, near)
     unit, at = torch.tensor([[0, 3], [5, 1], [2, 2]]), torch.tensor([[4, 19], [0, 7], [7, 7]])

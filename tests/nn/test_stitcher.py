@@ -7,7 +7,7 @@ from tests.models import test_zoo
 from tests.models.test_models import tuned
 from workbench.batch import Reader
 from workbench.nn import stitcher
-from workbench.nn.stitcher import ReadIn, ReadOut, shared_weights
+from workbench.nn.stitcher import ReadIn, ReadOut, shared_weights, unit_weights, window_weights
 
 SESSIONS = [tuned("a", 1, seconds=10), tuned("b", 2, seconds=10)]
 NAMES = [f"{s.id}/{u}" for s in SESSIONS for u in s.units["id"]]
@@ -65,3 +65,28 @@ def test_windows_of_other_sessions_or_other_units_have_each_their_own():
     assert shared_weights(ALIKE.keep_units(keep), table) is None
     keep[:] = torch.tensor([True] * 19 + [False]).repeat(3)             # the same unit of each
     assert torch.equal(shared_weights(ALIKE.keep_units(keep), table), table.weight[21:40])
+
+
+def test_what_is_made_of_rows_once_a_unit_is_what_is_made_of_them_window_by_window():
+    """In values and gradients, whichever units the windows hold; and padding holds zeros, not what is made of zeros."""
+    whole = Reader(SESSIONS).read([0, 1, 0], [0.0, 2.0, 5.0], 1.0)
+    for batch in (whole, whole.keep_units(torch.arange(len(whole.window_units)) % 3 > 0), ALIKE):
+        torch.manual_seed(0)
+        table, made = layers()[0].units, torch.nn.Linear(6, 4)
+        aims = torch.randn(*batch.unit_mask.shape, 4)
+        found, grads = [], []
+        for which in ("once", "by window", "scattered"):
+            table.zero_grad(), made.zero_grad()
+            if which == "once":
+                y = window_weights(batch, table, made)
+            elif which == "by window":
+                y = made(unit_weights(batch, table)) * batch.unit_mask[..., None]
+            else:
+                rows = made(table(table.unit_rows(batch)))
+                y = torch.zeros_like(aims).masked_scatter(batch.unit_mask[..., None], rows)
+            (y * aims).sum().backward()
+            found.append(y.expand(len(batch), -1, -1))
+            grads.append([table.weight.grad.clone(), made.weight.grad.clone(), made.bias.grad.clone()])
+        for y, grad in zip(found[1:], grads[1:], strict=True):
+            torch.testing.assert_close(y, found[0])
+            torch.testing.assert_close(grad, grads[0], atol=1e-4, rtol=1e-4)

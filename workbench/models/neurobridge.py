@@ -218,7 +218,7 @@ class NeuroBridge(SpikeModel):
         batches = [batch for session in sessions if (batch := spread_windows(session, self.window, 32))]
         found = []
         for batch in batches:
-            distinct, rows = self.units.unit_rows(batch).unique(return_inverse=True)
+            distinct, rows = self.units.of_units(batch)
             found.append(self.widen(self.compress(batch, self.units(distinct), rows)).flatten(0, 2))
         if found:
             mean, scale = torch.cat(found).mean(0), torch.cat(found).std(0).clamp(min=1e-3)
@@ -244,10 +244,9 @@ class NeuroBridge(SpikeModel):
 
     def reconstruct(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Output:
         """The same from the spikes that the mask leaves. mode: what a model with prompts is told."""
-        seen = batch if mask is None else mask.of_spikes(batch)
-        units, latents = window_weights(batch, self.units), self.encode(batch, mask, mode)
-        log_rates = self.decoder(latents, units, *self.asked(batch))
-        return Output(log_rates=log_rates + self.beside(seen, mask, units), latents=self.by_chunk(latents))
+        known, latents = window_weights(batch, self.units, self.decoder.known), self.encode(batch, mask, mode)
+        log_rates = self.decoder(latents, known, *self.asked(batch))
+        return Output(log_rates=log_rates + self.beside(batch, mask), latents=self.by_chunk(latents))
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
         """Poisson negative log-likelihood of the counts that a random mask hides, nats an entry."""
@@ -289,11 +288,11 @@ class NeuroBridge(SpikeModel):
         """The same with tokens [n, width] beside the latents, near to all of them: tokens [B, n, width], latents."""
         before, after = (mask, None) if self.absent is None else (None, mask)
         seen = batch if before is None else before.of_spikes(batch)
-        distinct, rows = self.units.unit_rows(seen).unique(return_inverse=True)             # once a unit, not a spike
+        distinct, rows = self.units.of_units(batch)                     # once a unit, not a spike
         x = self.compress(seen, self.units(distinct), rows)
         x = self.widen_norm(self.widen(x))
         if self.heard is not None:
-            x = x + self.hear(seen, before)[:, :, None]
+            x = x + self.hear(batch, before)[:, :, None]
         times, n = self.latent_times(seen), len(tokens)
         if self.clock is not None and x.shape[1] != len(self.clock):
             raise WorkbenchError(f"this NeuroBridge knows the time in windows of {self.window:g} s and was given "
@@ -306,16 +305,16 @@ class NeuroBridge(SpikeModel):
         x = self.backbone(torch.cat([tokens.expand(len(x), -1, -1), x], dim=1), turn=self.rotary(times), mask=closer)
         return x[:, :n], x[:, n:]
 
-    def hear(self, seen: SpikeBatch, mask: Mask | None) -> Tensor:
+    def hear(self, batch: SpikeBatch, mask: Mask | None) -> Tensor:
         """What visible units fire beside their means, in standard deviations that chance would have, times their
         vectors and summed over units, chunk by chunk [B, C, width].
         """
-        counts, visible = seen.counts(self.bin_size), self.visible(seen, mask)
-        mean = window_weights(seen, self.rates).detach().exp()
+        counts, visible = batch.counts(self.bin_size), self.visible(batch, mask)
+        mean = window_weights(batch, self.rates).detach().exp()
         beside = ((counts - mean) * visible).unflatten(2, (-1, self.chunk_bins)).sum(3)
         beside = beside * (mean * self.chunk_bins + 0.02).rsqrt()       # a nearly silent unit is not the loudest
         many = visible.sum(1).to(mean).mean(1).clamp(min=1)[:, None, None]
-        vectors = window_weights(seen, self.units) / (1.0 if self.inferred else self.units.std)
+        vectors = window_weights(batch, self.units) / (1.0 if self.inferred else self.units.std)
         return self.heard(beside.transpose(1, 2) @ vectors * many.rsqrt())
 
     def visible(self, batch: SpikeBatch, mask: Mask | None) -> Tensor:
@@ -340,23 +339,23 @@ class NeuroBridge(SpikeModel):
         times = self.latent_times(batch)
         return self.rotary(times), self.rotary(bins), near(self.pace, bins, times)
 
-    def beside(self, seen: SpikeBatch, mask: Mask | None, units: Tensor) -> Tensor:
+    def beside(self, batch: SpikeBatch, mask: Mask | None) -> Tensor:
         """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts."""
-        level = window_weights(seen, self.rates)
-        return level + self.own(seen.counts(self.bin_size), self.visible(seen, mask), level, units)
+        level, known = window_weights(batch, self.rates), window_weights(batch, self.units, self.own.known)
+        return level + self.own(batch.counts(self.bin_size), self.visible(batch, mask), level, known)
 
     def _sampled(self, batch: SpikeBatch, mask: Mask, mode: str, where: Tensor) -> tuple[Tensor, Tensor]:
         """Log rates and counts [B, sample] of entries drawn from `where` [B, N, T], from windows that have any."""
         able = where.flatten(1).any(1)
         at = torch.multinomial(where.flatten(1)[able].float(), self.sample, replacement=True)
         chosen = lambda each: each.flatten(1)[able].gather(1, at)
-        seen, units = mask.of_spikes(batch), self.unit_vectors(batch)
+        known = unit_weights(batch, self.units, self.decoder.known)
         unit, bin_ = at // where.shape[2], at % where.shape[2]
-        asked = units[able].gather(1, unit[..., None].expand(-1, -1, units.shape[2]))
+        asked = known[able].gather(1, unit[..., None].expand(-1, -1, known.shape[2]))
         turn, bins, near = self.asked(batch)
         latents = self.encode(batch, mask, mode)[able]
         found = self.decoder.ask(latents, asked, turn, bins[bin_], near[:, bin_].transpose(0, 1))
-        return found + chosen(self.beside(seen, mask, units)), chosen(batch.counts(self.bin_size))
+        return found + chosen(self.beside(batch, mask)), chosen(batch.counts(self.bin_size))
 
 
 def _whole(length: float, part: float, what: str) -> int:

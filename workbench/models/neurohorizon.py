@@ -309,9 +309,9 @@ class NeuroHorizon(SpikeModel):
         """What a rollout starts from: the units, the latents [B, M, width], what the horizon's bins read of them and of
         the conditions [B, H, width], and the state at the origin. shown [B, conditions].
         """
-        distinct, rows = self.units.unit_rows(batch).unique(return_inverse=True)            # once a unit and step
+        distinct, rows = self.units.of_units(batch)                     # once a unit and step
         table = self.units(distinct) + self.beside(distinct) if self.inferred else self.units(distinct) / self.units.std
-        who = self.rollout.who(batch.unit_mask, unit_weights(batch, self.level)[..., 0], table[rows])
+        who = self.rollout.who(batch.unit_mask, unit_weights(batch, self.level)[..., 0], table, rows)
         recent = batch.between(self.history - self.recent, self.history)
         x = self.widen(self.compress(recent, table, rows)) + self.place
         chunks, per_chunk = x.shape[1:3]

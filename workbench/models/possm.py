@@ -98,7 +98,7 @@ class POSSM(SpikeModel):
         chunk = (spikes.times / self.bin_size + 1e-4).long().clamp_(max=chunks - 1)
         segment = spikes.windows * chunks + chunk
         empty = (torch.bincount(segment, minlength=len(batch) * chunks) == 0).nonzero()[:, 0]
-        distinct, unit = self.units.unit_rows(batch).unique(return_inverse=True)
+        distinct, unit = self.units.of_units(batch)
         rows = torch.cat([unit[spikes.units], torch.full_like(empty, len(distinct))])
         times = torch.cat([spikes.times - chunk * self.bin_size, spikes.times.new_zeros(len(empty))])
         x = self._attend(*self.keys_and_values(distinct), rows, times, torch.cat([segment, empty]), len(batch) * chunks)

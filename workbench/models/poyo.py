@@ -123,7 +123,7 @@ class POYO(SpikeModel):
     def tokens(self, batch: SpikeBatch) -> tuple[Tensor, Tokens, Tokens, list[int]]:
         """Table [3 × units, D], spikes a window, starts and ends once for all windows of the same units, group [B]."""
         spikes, uo = batch.spikes(), batch.unit_offsets.tolist()
-        distinct, unit = self.units.unit_rows(batch).unique(return_inverse=True)
+        distinct, unit = self.units.of_units(batch)
         table = (self.units(distinct)[:, None] + self.types[:END + 1]).flatten(0, 1)
         lists, group = [], []
         for units in unit.split([last - first for first, last in pairwise(uo)]):

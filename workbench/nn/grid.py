@@ -23,12 +23,16 @@ class Factorised(nn.Module):
         self.ffn, self.norm, self.dropout = FeedForward(width, dropout), nn.LayerNorm(width), nn.Dropout(dropout)
         self.unit_norm, self.direction = nn.LayerNorm(dim), nn.Linear(dim, width)
 
-    def forward(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
-        """latents [B, M, width] at turn [M, pairs], units [B or 1, N, dim], bins [T, pairs], near [heads, T, M]
+    def known(self, units: Tensor) -> Tensor:
+        """What it takes of units' vectors [..., dim]: their directions [..., width]."""
+        return self.direction(self.unit_norm(units))
+
+    def forward(self, latents: Tensor, known: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
+        """latents [B, M, width] at turn [M, pairs], known [B or 1, N, width], bins [T, pairs], near [heads, T, M]
         → [B, N, T].
         """
         times = self.dropout(self.times(latents, turn, bins, near))
-        return self.direction(self.unit_norm(units)) @ times.transpose(1, 2) * times.shape[-1] ** -0.5
+        return known @ times.transpose(1, 2) * times.shape[-1] ** -0.5
 
     def times(self, latents: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
         """What each bin is like [B, T, width]."""
@@ -45,22 +49,25 @@ class Queries(nn.Module):
         self.read = CrossAttention(width, heads, head_dim=width // heads, dropout=0.0)
         self.ffn, self.norm, self.out = FeedForward(width, dropout), nn.LayerNorm(width), nn.Linear(width, 1)
 
-    def forward(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
-        """latents [B, M, width] at turn [M, pairs], units [B or 1, N, dim], bins [T, pairs], near [heads, T, M]
+    def known(self, units: Tensor) -> Tensor:
+        """What it takes of units' vectors [..., dim]: what they ask by [..., width]."""
+        return self.unit(units)
+
+    def forward(self, latents: Tensor, known: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
+        """latents [B, M, width] at turn [M, pairs], known [B or 1, N, width], bins [T, pairs], near [heads, T, M]
         → [B, N, T].
         """
         windows, size = len(latents), len(bins)
-        units = units.expand(windows, -1, -1)
+        known = known.expand(windows, -1, -1)
         some = max(PIECE // (windows * size), 1)                        # units at once
         asked = lambda rows: self.ask(latents, rows.repeat_interleave(size, 1), turn,
                                       bins.repeat(rows.shape[1], 1).expand(windows, -1, -1),
                                       near.repeat(1, rows.shape[1], 1))
-        return torch.cat([asked(rows).unflatten(1, (-1, size)) for rows in units.split(some, dim=1)], dim=1)
+        return torch.cat([asked(rows).unflatten(1, (-1, size)) for rows in known.split(some, dim=1)], dim=1)
 
-    def ask(self, latents: Tensor, units: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
-        """units [B, Q, dim] in bins [B, Q, pairs], near [(B,) heads, Q, M] → [B, Q]."""
-        asked = self.unit(units)
-        x = asked + self.read(asked, bins, latents, turn, near)
+    def ask(self, latents: Tensor, known: Tensor, turn: Tensor, bins: Tensor, near: Tensor) -> Tensor:
+        """known [B, Q, width], of a unit each, in bins [B, Q, pairs], near [(B,) heads, Q, M] → [B, Q]."""
+        x = known + self.read(known, bins, latents, turn, near)
         return self.out(self.norm(x + self.ffn(x)))[..., 0]
 
 
@@ -79,14 +86,18 @@ class OwnActivity(nn.Module):
         self.bin_size = bin_size
         self.norm, self.weigh = nn.LayerNorm(dim), nn.Linear(dim, len(self.WIDTHS))
 
-    def forward(self, counts: Tensor, visible: Tensor, level: Tensor, units: Tensor) -> Tensor:
-        """counts and visible [B, N, T], level [B or 1, N, 1] log mean counts, units [B or 1, N, dim] → [B, N, T]."""
-        return (self.ratios(counts, visible, level) @ self.weigh(self.norm(units))[..., None])[..., 0]
+    def known(self, units: Tensor) -> Tensor:
+        """What it takes of units' vectors [..., dim]: their weights [..., widths]."""
+        return self.weigh(self.norm(units))
+
+    def forward(self, counts: Tensor, visible: Tensor, level: Tensor, known: Tensor) -> Tensor:
+        """counts and visible [B, N, T], level [B or 1, N, 1] log mean counts, known [B or 1, N, widths] → [B, N, T]."""
+        return (self.ratios(counts, visible, level) @ known[..., None])[..., 0]
 
     def ratios(self, counts: Tensor, visible: Tensor, level: Tensor) -> Tensor:
         """What the counts around say, before a unit weighs it [B, N, T, widths]."""
         bins = torch.arange(counts.shape[2], device=counts.device) * self.bin_size
         far, mean = (bins - bins[:, None]).abs(), level.detach().exp()
         counts, expected = counts.masked_fill(~visible, 0), mean * visible
-        kernels = [(-far / max(width, self.bin_size)).exp() for width in self.WIDTHS]
-        return torch.stack([(counts @ k + 1).log() - (expected @ k + 1).log() for k in kernels], dim=-1)
+        kernels = torch.stack([(-far / max(width, self.bin_size)).exp() for width in self.WIDTHS], dim=2).flatten(1)
+        return ((counts @ kernels + 1) / (expected @ kernels + 1)).log().unflatten(2, (counts.shape[2], -1))

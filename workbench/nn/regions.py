@@ -24,12 +24,8 @@ class Regions:
 
     def numbers(self, batch: SpikeBatch) -> Tensor:
         """The row in `all` of every unit's region [B, N], −1 where it is unknown and in padding."""
-        there = batch.unit_mask
-        present, which = batch.session.unique(return_inverse=True)
-        tables = [self._session(*batch.sessions[i]) for i in present.tolist()]
-        base = torch.tensor([0, *(len(table) for table in tables)], device=batch.device).cumsum(0)[which]
-        found = torch.cat(tables).to(batch.device)[
-            torch.repeat_interleave(base, batch.unit_offsets.diff()) + batch.window_units]
+        there, (lists, which) = batch.unit_mask, batch.present
+        found = torch.cat([self._session(*each) for each in lists]).to(batch.device)[which]
         return torch.full_like(there, -1, dtype=torch.long).masked_scatter(there, found)
 
     def _session(self, session: str, units: tuple[str, ...]) -> Tensor:

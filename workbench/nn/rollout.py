@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from workbench.nn.stitcher import padded
+
 FADES = 0.05, 0.15, 0.5, 2.0, 8.0, 30.0                                 # s, in which a unit's own counts fade
 FASTEST = 1000.0                                                        # spikes/s, no unit is expected to fire faster
 
@@ -80,14 +82,15 @@ class Rollout(nn.Module):
         steady = (1 - (-history / self.fades).exp()) / (1 - (-self.bin_size / self.fades).exp())
         return State(hidden, heard[:, -1], fading.unflatten(0, who.mask.shape), steady)
 
-    def who(self, mask: Tensor, level: Tensor, vectors: Tensor) -> Who:
-        """From mask and log mean counts a bin [B, N], and vectors [U, dim] of the units where the mask is true."""
-        padded = lambda each: each.new_zeros(*mask.shape, each.shape[1]).masked_scatter(mask[..., None], each)
-        shape = None if self.shape is None else padded(self.shape(vectors))
+    def who(self, mask: Tensor, level: Tensor, vectors: Tensor, which: Tensor | None = None) -> Who:
+        """From mask and log mean counts a bin [B, N], and vectors [U, dim] of the units where the mask is true, or of
+        vectors [R, dim] those at `which` [U].
+        """
+        of_units = lambda made: padded(made(vectors), mask, which)
         scale = (level.detach().exp() * mask).sum(1, keepdim=True).clamp(min=1e-3).rsqrt()[..., None]
-        return Who(mask, level, padded(self.heard(vectors)) * scale,
-                   padded(self.direction(vectors)) * self.direction.out_features ** -0.5, padded(self.weigh(vectors)),
-                   shape)
+        return Who(mask, level, of_units(self.heard) * scale,
+                   of_units(self.direction) * self.direction.out_features ** -0.5, of_units(self.weigh),
+                   None if self.shape is None else of_units(self.shape))
 
     def hear(self, counts: Tensor, who: Who) -> Tensor:
         """What counts [B, N, T] tell the GRU [B, T, width]: by how much each unit's differ from its mean."""

@@ -4,37 +4,47 @@ A session's map is kept as one row a unit, under the unit's name, so that it fol
 number they come, and a new session adds its rows. (Keyed by session: two sessions with as many units share nothing.)
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import embedding, linear, pad
 
 from workbench.batch import SpikeBatch
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 
-
-def unit_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor:
-    """The rows of every window's units [B, N, D], zeros where a window has fewer units than others."""
-    rows, there = table(table.unit_rows(batch)), batch.unit_mask
-    return rows.new_zeros(*there.shape, rows.shape[-1]).masked_scatter(there[..., None], rows)
+Made = Callable[[Tensor], Tensor]
+AS_IT_IS = nn.Identity()
 
 
-def window_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor:
+def unit_weights(batch: SpikeBatch, table: Vocabulary, made: Made = AS_IT_IS) -> Tensor:
+    """The rows of every window's units [B, N, D], zeros where a window has fewer units than others. made: what to make
+    of rows [R, D] beforehand, once a unit and not once a window.
+    """
+    rows, which = table.of_units(batch)
+    return padded(made(table(rows)), batch.unit_mask, which)
+
+
+def window_weights(batch: SpikeBatch, table: Vocabulary, made: Made = AS_IT_IS) -> Tensor:
     """The same, or once for all windows [1, N, D] where they hold the same units, which broadcasts and costs less."""
     shared = shared_weights(batch, table)
-    return unit_weights(batch, table) if shared is None else shared[None]
+    return unit_weights(batch, table, made) if shared is None else made(shared)[None]
 
 
 def shared_weights(batch: SpikeBatch, table: Vocabulary) -> Tensor | None:
     """The rows [N, D] where all windows hold the same units: one matrix for the batch, and not a copy a window."""
-    first = batch.window_units[:int(batch.unit_offsets[1])]
-    if not len(first) or len(batch.window_units) != len(batch) * len(first) or \
-            (batch.session != batch.session[0]).any() or (batch.unit_offsets.diff() != len(first)).any() or \
-            (batch.window_units.view(len(batch), -1) != first).any():
-        return None
-    return table(table.unit_rows(batch)[:len(first)])
+    return table(table.unit_rows(batch)[:int(batch.unit_offsets[1])]) if batch.alike else None
+
+
+def padded(values: Tensor, there: Tensor, which: Tensor | None = None) -> Tensor:
+    """Values [U, D], or of values [R, D] those at `which` [U], in their order where `there` [B, N] is true, and zeros
+    elsewhere [B, N, D].
+    """
+    # Not by masked_scatter, whose gradient took a quarter to half of a training step (`python -m benchmarks mixed`).
+    place = there.flatten().cumsum(0).view_as(there) * there
+    place = place if which is None else pad(which + 1, (1, 0))[place]
+    return embedding(place, torch.cat([values.new_zeros(1, values.shape[1]), values]), padding_idx=0)
 
 
 class ReadIn(nn.Module):

@@ -40,12 +40,17 @@ class Vocabulary(nn.Module):
                                   hint="the model has never seen it; train on its session, or extend the vocabulary")
         return torch.tensor([self.row[word] for word in words], dtype=torch.long, device=self.weight.device)
 
+    def of_units(self, batch: SpikeBatch) -> tuple[Tensor, Tensor]:
+        """The rows [R] of all units of the batch's sessions, each once, and for every entry of `batch.window_units`
+        which of them is its [U]; a unit's word is '<session id>/<unit id>'.
+        """
+        lists, which = batch.present
+        return torch.cat([self._session_rows(*each) for each in lists]), which
+
     def unit_rows(self, batch: SpikeBatch) -> Tensor:
-        """The row of every entry of `batch.window_units` [U]; a unit's word is '<session id>/<unit id>'."""
-        present, session = batch.session.unique(return_inverse=True)
-        tables = [self._session_rows(*batch.sessions[i]) for i in present.tolist()]
-        base = torch.tensor([0, *(len(table) for table in tables)], device=batch.device).cumsum(0)[session]
-        return torch.cat(tables)[torch.repeat_interleave(base, batch.unit_offsets.diff()) + batch.window_units]
+        """The row of every entry of `batch.window_units` [U]."""
+        rows, which = self.of_units(batch)
+        return rows[which]
 
     def session_rows(self, batch: SpikeBatch) -> Tensor:
         """The row of the session of every window [B], for a vocabulary of sessions."""
