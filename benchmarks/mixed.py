@@ -1,7 +1,7 @@
 """A training step on windows of several sessions: units' rows laid out by window with a gather, against masked_scatter.
 
-Four sessions of 600 to 1,150 units, 16 windows of 0.4 s in 50 ms bins, as in the Steinmetz recordings. Only the layout
-differs; both say the same.
+Four simulated sessions of 600 to 1,150 units, 16 windows of 0.4 s in 50 ms bins: sizes of the Steinmetz recordings.
+Only the layout differs; both say the same.
 """
 
 from collections.abc import Callable

@@ -244,9 +244,9 @@ class NeuroBridge(SpikeModel):
 
     def reconstruct(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Output:
         """The same from the spikes that the mask leaves. mode: what a model with prompts is told."""
-        known, latents = window_weights(batch, self.units, self.decoder.known), self.encode(batch, mask, mode)
+        (known, weights), latents = self._known(batch), self.encode(batch, mask, mode)
         log_rates = self.decoder(latents, known, *self.asked(batch))
-        return Output(log_rates=log_rates + self.beside(batch, mask), latents=self.by_chunk(latents))
+        return Output(log_rates=log_rates + self.beside(batch, mask, weights), latents=self.by_chunk(latents))
 
     def loss(self, batch: SpikeBatch) -> dict[str, Tensor]:
         """Poisson negative log-likelihood of the counts that a random mask hides, nats an entry."""
@@ -339,23 +339,29 @@ class NeuroBridge(SpikeModel):
         times = self.latent_times(batch)
         return self.rotary(times), self.rotary(bins), near(self.pace, bins, times)
 
-    def beside(self, batch: SpikeBatch, mask: Mask | None) -> Tensor:
-        """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts."""
-        level, known = window_weights(batch, self.rates), window_weights(batch, self.units, self.own.known)
-        return level + self.own(batch.counts(self.bin_size), self.visible(batch, mask), level, known)
+    def beside(self, batch: SpikeBatch, mask: Mask | None, weights: Tensor) -> Tensor:
+        """What each unit brings by itself to its log rates [B, N, T]: its mean, and its visible counts by weights."""
+        level = window_weights(batch, self.rates)
+        return level + self.own(batch.counts(self.bin_size), self.visible(batch, mask), level, weights)
+
+    def _known(self, batch: SpikeBatch) -> tuple[Tensor, Tensor]:
+        """What the decoder takes of units' vectors, and their own counts' weights: looked up, or inferred, once."""
+        both = lambda vectors: torch.cat([self.decoder.known(vectors), self.own.known(vectors)], dim=1)
+        return window_weights(batch, self.units, both).tensor_split([-len(self.own.WIDTHS)], dim=2)
 
     def _sampled(self, batch: SpikeBatch, mask: Mask, mode: str, where: Tensor) -> tuple[Tensor, Tensor]:
         """Log rates and counts [B, sample] of entries drawn from `where` [B, N, T], from windows that have any."""
         able = where.flatten(1).any(1)
         at = torch.multinomial(where.flatten(1)[able].float(), self.sample, replacement=True)
         chosen = lambda each: each.flatten(1)[able].gather(1, at)
-        known = unit_weights(batch, self.units, self.decoder.known)
+        known, weights = self._known(batch)
+        known = known.expand(len(batch), -1, -1)
         unit, bin_ = at // where.shape[2], at % where.shape[2]
         asked = known[able].gather(1, unit[..., None].expand(-1, -1, known.shape[2]))
         turn, bins, near = self.asked(batch)
         latents = self.encode(batch, mask, mode)[able]
         found = self.decoder.ask(latents, asked, turn, bins[bin_], near[:, bin_].transpose(0, 1))
-        return found + chosen(self.beside(batch, mask)), chosen(batch.counts(self.bin_size))
+        return found + chosen(self.beside(batch, mask, weights)), chosen(batch.counts(self.bin_size))
 
 
 def _whole(length: float, part: float, what: str) -> int:

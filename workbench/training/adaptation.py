@@ -160,7 +160,7 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
         RowAdam([{"params": [table.weight], "rows": of, "peak": lr}]) for table, of in many.items()]
     released, loss, device = steps // 3 if rows else 0, math.nan, next(model.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with _only_rows_of(session, [table for table in tables if table not in many]), _frozen(rest) as release:
+    with _only_rows_of(session, tables), _frozen(rest) as release:
         model.train(staged or model.rows_dropout)
         for step in range(steps):
             if staged and step == released:
@@ -187,7 +187,7 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
 
 @contextmanager
 def _only_rows_of(session: Session, tables: Sequence[Vocabulary]) -> Iterator[None]:
-    """Gradients of all other rows are 0, so that neither they nor AdamW's averages of them move; RowAdam moves none."""
+    """Gradients of all other rows are 0, so that neither they nor AdamW's averages of them ever move."""
     def hook(table: Vocabulary):
         others = torch.ones(len(table.weight), 1, dtype=torch.bool, device=table.weight.device)
         others[_rows(table, session)] = False
