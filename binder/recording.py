@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from docs.rendered import execute
 from workbench.catalog import prepare
 from workbench.errors import WorkbenchError
 
@@ -44,9 +44,7 @@ def choose(notebook: Path = NOTEBOOK, names: Sequence[str] = ("mc_maze_small", "
 
 
 def run(notebook: Path, name: str) -> None:
-    os.environ["WORKBENCH_RECORDING"] = name
-    cells = nbformat.read(notebook, as_version=4)
-    NotebookClient(cells, timeout=600, resources={"metadata": {"path": str(notebook.parent)}}).execute()
+    execute(nbformat.read(notebook, as_version=4), notebook.parent, {**os.environ, "WORKBENCH_RECORDING": name})
 
 
 def json_text(text: str) -> str:

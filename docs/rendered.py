@@ -2,7 +2,8 @@
 
     notebooks/NAME.ipynb → run from top to bottom in rendered/runs/NAME → rendered/NAME.html, with the plots' JavaScript
 
-Small is what the tests run; full is what a notebook says of itself. `execute` is what both share, with what it cost.
+Small is what the tests run; full is what a notebook says of itself. `execute` is what both share, and Binder's
+`recording.py`, with what it cost.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -24,6 +26,7 @@ from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -75,17 +78,21 @@ def environment(name: str, size: str) -> dict[str, str]:
 
 
 def execute(notebook, folder: Path, env: dict[str, str], timeout: int | None = 600) -> Cost:
-    """Run all cells in a folder, for at most `timeout` seconds each; raises as nbclient does where a cell fails."""
-    memory = Memory(folder)
-    client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
-        extra_arguments=["--IPKernelApp.log_level=40"],                 # less talkative
-        on_notebook_start=lambda **_: memory.start(), on_cell_executed=lambda **_: memory.look())
-    began = time.monotonic()
-    try:
-        client.execute(env=env)
-    finally:
-        memory.over.set()
+    """Run all cells in a folder, for at most `timeout` seconds each; raises as nbclient does where a cell fails.
+
+    The kernel is spoken to by files: ports that were free when it was started may be another's once it listens.
+    """
+    memory, began = Memory(folder), time.monotonic()
+    with tempfile.TemporaryDirectory() as sockets:                      # whose path is short, as a socket's must be
+        client = NotebookClient(
+            notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+            extra_arguments=["--IPKernelApp.log_level=40"],             # less talkative
+            on_notebook_start=lambda **_: memory.start(), on_cell_executed=lambda **_: memory.look())
+        try:
+            client.execute(env=env)
+        finally:
+            memory.over.set()
     return Cost(time.monotonic() - began, memory.most / 1e9)
 
 

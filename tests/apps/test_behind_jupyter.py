@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -25,18 +24,17 @@ def jupyter(tmp_path_factory):
     """A Jupyter server at /user/abc/ with binder's configuration where Binder puts it; its address and its process."""
     home = tmp_path_factory.mktemp("home")
     shutil.copy(ROOT / "binder" / "jupyter_server_config.py", home)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     env = {**os.environ, "JUPYTER_CONFIG_DIR": str(home), "JUPYTER_DATA_DIR": str(home), "WORKBENCH_CACHE": str(home),
            "JUPYTER_RUNTIME_DIR": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
-               "--IdentityProvider.token=t", "--ServerApp.base_url=/user/abc/", "--ServerApp.port_retries=0"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+               "--IdentityProvider.token=t", "--ServerApp.base_url=/user/abc/"]
     with open(home / "log.txt", "w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
-    root = f"http://127.0.0.1:{port}/user/abc"
-    wait_for(lambda: server.poll() is not None or reached(f"{root}/api"), 120)
+    told = home / f"jpserver-{server.pid}.json"                         # which port it took, once it has it
+    wait_for(lambda: server.poll() is not None or told.is_file(), 120)
     assert server.poll() is None, (home / "log.txt").read_text()
+    root = f"http://127.0.0.1:{json.loads(told.read_text())['port']}/user/abc"
+    wait_for(lambda: reached(f"{root}/api"), 120)
     yield root, psutil.Process(server.pid)
     server.terminate()
     server.wait(60)

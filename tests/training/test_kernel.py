@@ -1,5 +1,6 @@
 """A run started from a cell, in a real kernel: nothing that happens to the kernel happens to the run."""
 
+import tempfile
 import time
 
 import pytest
@@ -13,7 +14,8 @@ class Kernel:
     """A kernel and a client of it; `cell` runs code to its end and returns what it printed."""
 
     def __init__(self, folder):
-        self.manager = KernelManager(kernel_name="python3")
+        self.sockets = tempfile.TemporaryDirectory()                    # files: a free port may soon be another's
+        self.manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{self.sockets.name}/kernel")
         self.manager.start_kernel(cwd=str(folder))
         self.connect()
 
@@ -38,6 +40,7 @@ class Kernel:
     def close(self) -> None:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
+        self.sockets.cleanup()
 
 
 @pytest.fixture
