@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.training.rows import RowAdam
+from workbench.training.rows import RowAdam, alike
 
 SKEWED = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0] * torch.logspace(0, -1.5, 8)
 AIMS = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
@@ -76,3 +76,54 @@ def test_few_rows_of_many_columns_learn_and_never_run_away(lr):
         optimizer.step()
         missed.append(loss.item())
     assert max(missed) == missed[0] and missed[-1] < 0.01 * missed[0] and not weight[0].any()
+
+
+# What units that fire alike have in common
+
+
+def drawn(seed: int, *size: int) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def firing(units: int = 60, groups: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts [W, units, T] of groups that fire together, and the group of each unit [units]."""
+    group = torch.arange(units) % groups
+    rates = 3 * drawn(0, 50, groups, 8).exp()[:, group]
+    return torch.poisson(rates, generator=torch.Generator().manual_seed(1)), group
+
+
+def test_what_units_that_fire_together_share_is_kept_and_what_each_has_of_its_own_is_not():
+    counts, group = firing()
+    common = alike(counts)
+    assert common.shape == (60, 6) and torch.allclose(common.T @ common, torch.eye(6), atol=1e-5)
+    kept = lambda function: ((common.T @ function).norm() / function.norm()).item()
+    assert kept(nn.functional.one_hot(group).float()) > 0.98 and kept(drawn(2, 60, 50)) < 0.5
+
+
+def test_units_in_another_order_have_the_same_in_common():
+    counts, _ = firing()
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    one, other = alike(counts)[:, :3], alike(counts[:, order])[:, :3]
+    assert torch.allclose((one @ one.T)[order][:, order], other @ other.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("counts", [torch.zeros(4, 30, 8), torch.ones(1, 9, 1), torch.zeros(3, 1, 8)])
+def test_silent_or_few_units_have_little_in_common_and_no_error(counts):
+    common = alike(counts)
+    assert common.shape == (counts.shape[1], counts.shape[1] // 10) and common.isfinite().all()
+
+
+def test_rows_that_need_the_same_turn_learn_it_from_noisy_gradients():
+    counts, group = firing()
+    aims, common = drawn(4, 3, 8)[group], alike(counts)
+
+    def apart(**more) -> float:
+        weight = nn.Parameter(torch.zeros(60, 8))
+        optimizer = RowAdam([{"params": [weight], "rows": torch.arange(60), **more}])
+        for step in range(30):
+            weight.grad = weight.detach() - aims + 5 * drawn(100 + step, 60, 8)
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 30)
+            optimizer.step()
+        return (weight.detach() - aims).square().mean().item()
+
+    assert apart(alike=common) < 0.5 * apart()

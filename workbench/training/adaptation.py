@@ -26,12 +26,13 @@ from torch import nn
 
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.models.base import unit_names
+from workbench.nn.factors import spread_windows
 from workbench.nn.stitcher import ReadIn, ReadOut, SessionMap
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 from workbench.training.loop import Diverged, learning_rate
 from workbench.training.recipe import Optim
-from workbench.training.rows import RowAdam
+from workbench.training.rows import RowAdam, alike
 from workbench.windows import RandomWindows
 
 WAYS = ("identify", "finetune", "stitcher", "identity")
@@ -153,11 +154,14 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
     free = sum(len(_rows(table, session)) * table.weight.shape[1] for table in tables)
     free += staged * sum(p.numel() for p in rest)
     many = {table: of for table in tables if 4 * len(of := _rows(table, session)) >= table.weight.shape[1]}
+    seen = spread_windows(session.within(intervals), model.window, 1000) if many else None
+    common = None if seen is None else alike(seen.counts(model.window / max(round(model.window / 0.05), 1)))    # 50 ms
     # Rows do not decay: AdamW would shrink those without a gradient, which are other sessions'.
     few = {"params": [table.weight for table in tables if table not in many], "weight_decay": 0.0, "peak": lr}
     groups = [group for group in (few, {"params": rest, "weight_decay": 0.01, "peak": rest_lr}) if group["params"]]
     steppers = [torch.optim.AdamW(groups)] * bool(groups) + [
-        RowAdam([{"params": [table.weight], "rows": of, "peak": lr}]) for table, of in many.items()]
+        RowAdam([{"params": [table.weight], "rows": of, "alike": common if table.kind == "unit" else None, "peak": lr}])
+        for table, of in many.items()]
     released, loss, device = steps // 3 if rows else 0, math.nan, next(model.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with _only_rows_of(session, tables), _frozen(rest) as release:
