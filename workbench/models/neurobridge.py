@@ -67,7 +67,7 @@ class NeuroBridge(SpikeModel):
     name = "neurobridge"
     reconstructs = embeds = True
     takes = "spikes"
-    rows_dropout = False                                                # rows start near, and few steps are taken
+    rows_dropout, rows_alike = False, True                              # rows start near, and few steps are taken
     SIZES: ClassVar = {"2m": dict(width=128, depth=8, heads=4), "10m": dict(width=256, depth=12, heads=8),
                        "30m": dict(width=448, depth=12, heads=8), "100m": dict(width=832, depth=12, heads=8)}
 
