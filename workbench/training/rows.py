@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from workbench.nn.factors import loadings
 
-COMMON = 8.0                                                            # how much more is made of what is in common
+COMMON = 8.0                                                            # how much more is made of what is shared
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -47,8 +47,9 @@ class RowAdam(torch.optim.Optimizer):
             scale, axes = torch.linalg.eigh(state["square"] / (1 - slow ** state["step"]))
             even = axes * scale.clamp(min=1e-4 * scale[-1].item() + 1e-30).rsqrt() @ axes.T
             move = state["mean"] @ even
-            if (alike := group.get("alike")) is not None:
-                move = move + COMMON * alike.to(move) @ (alike.to(move).T @ move)
+            if group.get("alike") is not None:
+                common = group["alike"].to(move)
+                move = move + COMMON * common @ (common.T @ move)
             weight[rows] -= group["lr"] / (1 - fast ** state["step"]) * move
 
 
