@@ -75,19 +75,20 @@ def test_rows_of_units_that_fire_alike_move_alike_where_a_model_asks_for_it():
     common = alike(spread_windows(NEW.within(PARTS["train"]), 1.0, 1000).counts(0.05))         # [20, 2]
     assert models.get("neurobridge").rows_alike and not models.get("poyo").rows_alike
 
-    def shared(trust: bool) -> float:
+    def shared(trust: bool, how: str = "identify") -> float:
         """How much of how rows move lies in what units have in common, as a share of all."""
         torch.manual_seed(0)
         model = models.build("neurobridge", [KNOWN], **SMALL["neurobridge"])
         model.rows_alike, before = trust, None
         for steps in (0, 10):                                           # first it is recognised alone
-            adapt(model, NEW, intervals=PARTS["train"], steps=steps, batch_size=4)
+            adapt(model, NEW, how, intervals=PARTS["train"], steps=steps, batch_size=4)
             rows = model.units.weight[model.units.rows(unit_names([NEW]))].detach().clone()
             before = rows if before is None else before
         return ((common.T @ (rows - before)).norm() / (rows - before).norm()).item()
 
     one, other = shared(False), shared(True)
     assert one < 0.7 and other > 0.9, (one, other)
+    assert shared(True, "finetune") == shared(False, "finetune")       # the rest of the network learns what is shared
 
 
 def test_fine_tuning_moves_everything_but_the_rows_of_other_sessions(model):

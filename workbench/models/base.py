@@ -52,7 +52,7 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
     takes     the view of the batch that its tokens are made of: bins, patches, spikes, neurons or events
     rows_lr   learning rate at which rows of new units and sessions are learned (`workbench.adapt`)
     rows_dropout  whether the frozen rest drops out while they are
-    rows_alike    whether what units that fire alike ask for in common is then trusted more than what each asks for
+    rows_alike    whether what units that fire alike ask for in common is trusted more where nothing else learns
     locked    whether its windows begin with the target's samples, as those of pictures do, and not anywhere
     slower    what begins the names of parameters → the share of the learning rate at which they learn
     """

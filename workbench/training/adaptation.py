@@ -154,7 +154,9 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
     free = sum(len(_rows(table, session)) * table.weight.shape[1] for table in tables)
     free += staged * sum(p.numel() for p in rest)
     many = {table: of for table in tables if 4 * len(of := _rows(table, session)) >= table.weight.shape[1]}
-    seen = spread_windows(session.within(intervals), model.window, 1000) if many and model.rows_alike else None
+    # Where the rest learns too, it learns what units share.
+    shared = many and model.rows_alike and not staged
+    seen = spread_windows(session.within(intervals), model.window, 1000) if shared else None
     common = None if seen is None else alike(seen.counts(model.window / max(round(model.window / 0.05), 1)))    # 50 ms
     # Rows do not decay: AdamW would shrink those without a gradient, which are other sessions'.
     few = {"params": [table.weight for table in tables if table not in many], "weight_decay": 0.0, "peak": lr}
