@@ -488,6 +488,75 @@ def test_a_file_of_a_dandiset_that_a_person_brought_opens_before_the_archive_was
     assert catalog.sessions("d") == ["day_1"] and catalog.open("d").dataset == "d"
 
 
+def test_a_file_without_its_folders_counts_only_where_its_name_is_the_only_one(tmp_path, server, recordings,
+                                                                                monkeypatch):
+    """Else one file would answer for the sessions of two animals, one of them trained on and one tested on."""
+    entry = on_server(server, **{"rat1/day.nwb": {}, "rat2/day.nwb": {}, "rat2/other.nwb": {}})
+    catalog = open_catalog(catalog_file(tmp_path / "c.yaml", entry))
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "far" / "rat2").mkdir(parents=True)
+    for k, name in enumerate(("day.nwb", "other.nwb", "rat2/day.nwb")):
+        shutil.copy(recordings / f"day_{k}.nwb", tmp_path / "data" / "far" / name)
+    assert catalog.sessions("far") == ["rat1-day", "rat2-day", "other"]
+    assert catalog.sessions("far", here=True) == ["rat2-day", "other"]
+    found = catalog.open("far", "rat2-day"), Session.from_nwb(recordings / "day_2.nwb")
+    assert np.array_equal(found[0].spike_times, found[1].spike_times)
+
+
+def test_what_is_here_opens_without_asking_anybody_even_where_a_download_is_allowed(tmp_path, recordings, monkeypatch,
+                                                                                    capsys):
+    def silent(*asked):
+        raise NoNetwork("cannot reach the archive")
+
+    monkeypatch.setattr("workbench.places.dandi.assets", silent)
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "d" / "sub-A").mkdir(parents=True)
+    shutil.copy(recordings / "day_1.nwb", tmp_path / "data" / "d" / "sub-A")
+    access = {"method": "dandi", "dandiset": "000999", "version": "draft",
+              "sessions": {"one": "sub-A/day_1.nwb", "two": "sub-A/day_2.nwb"}}
+    entry = {"id": "d", "title": "D", "access": access, "sample": {"sessions": ["one"], "size_mb": 1,
+                                                                  "license_ok": True}}
+    monkeypatch.setenv("WORKBENCH_CATALOG", str(catalog_file(tmp_path / "c.yaml", entry)))
+    catalog = open_catalog()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for session in (None, "one"):
+            assert catalog.open("d", session, download=True).dataset == "d"
+        prepare("d")
+        prepare("d/one")
+    assert "all of it here" in capsys.readouterr().out
+    with pytest.raises(NoNetwork, match=r"session 'two'.* cannot reach the archive"):
+        catalog.open("d", "two", download=True)
+    with pytest.warns(UserWarning, match="only what is on this computer is known of dataset 'd': cannot reach"):
+        assert len(catalog.open_all("d", "o*", download=True)) == 1
+
+
+def test_a_size_that_the_catalog_does_not_know_is_asked_for_and_told(tmp_path, server, monkeypatch, capsys):
+    monkeypatch.setattr(catalog_module, "sized", lambda remote: remote._replace(size=3_000_000))
+    monkeypatch.setenv("WORKBENCH_CATALOG", str(catalog_file(tmp_path / "c.yaml", on_server(server))))
+    prepare("far")
+    assert "2 of 2 sessions, 6.0 MB to download" in capsys.readouterr().out
+
+
+def test_matlab_files_of_a_folder_are_its_recordings_where_the_loader_reads_them(tmp_path):
+    folder = tmp_path / "lab [2024]" / "data"
+    folder.mkdir(parents=True)
+    for name in ("a.mat", "b.mat", "c.nwb"):
+        (folder / name).write_bytes(b"x")
+    for path in ("data", "data/", "data/*", "data/*.mat"):
+        catalog = open_catalog(catalog_file(tmp_path / "lab [2024]" / "c.yaml", local(path, loader="mat")))
+        assert catalog.sessions("lab") == ["a", "b"]
+    catalog = open_catalog(catalog_file(tmp_path / "lab [2024]" / "c.yaml", local("data/*")))
+    assert catalog.sessions("lab") == ["c"]
+
+
+@pytest.mark.parametrize("name", ["a.mat", "a.csv"])
+def test_a_file_of_another_kind_is_told_how_it_can_be_opened(tmp_path, name):
+    (tmp_path / name).write_bytes(b"1,2,3")
+    with pytest.raises(BadRecording, match=r"is not \.nwb, \.h5 or \.hdf5; .*`loader:`"):
+        open_recording(tmp_path / name)
+
+
 # The package
 
 

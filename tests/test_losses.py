@@ -34,6 +34,18 @@ def test_negative_binomial_is_scipys_and_poissons_where_sizes_are_large():
         losses.poisson_nll(log_rates, counts).item(), abs=1e-4)
 
 
+def test_negative_binomial_of_large_sizes_keeps_its_digits_in_float32():
+    log_rates, counts = torch.randn(300), torch.poisson(torch.rand(300) * 3)
+    for size in (4.0, 8.0, 12.0, 16.0):
+        found = []
+        for kind in (torch.float32, torch.float64):
+            log_size = torch.tensor(size, dtype=kind, requires_grad=True)
+            loss = losses.negative_binomial_nll(log_rates.to(kind), log_size, counts.to(kind))
+            loss.backward()
+            found.append((loss.item(), log_size.grad.item()))
+        assert found[0] == pytest.approx(found[1], abs=1e-6), size
+
+
 def test_a_rate_of_zero_is_dear_only_where_a_spike_came():
     rates = torch.zeros(2, requires_grad=True)
     quiet, spike = losses.poisson_nll_rate(rates[:1], torch.zeros(1)), losses.poisson_nll_rate(rates[1:], torch.ones(1))

@@ -7,9 +7,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
 from docs.rendered import LESSON_OF, NOTEBOOKS, ROOT, Cost, environment, execute
+from workbench.session import Series, Session
 
 SLOW = 5                                                                # times what is stated: on a busy machine
 SMALL = re.compile(r"\*\*Time and memory\.\*\* Small \(as the tests run it\): under (\d+) s, ([\d.]+) GB\. Full: ")
@@ -105,3 +108,12 @@ def test_notebooks_are_one_path(notebook, request):
 
 def test_notebooks_name_no_place_of_this_computer(notebook):
     assert str(Path.home()) not in json.dumps(notebook)
+
+
+def test_a_recording_of_ones_own_may_be_of_cells_without_spikes(tmp_path):
+    ids = tuple("abcdef")
+    traces = Series(np.arange(0, 120, 0.1), np.random.default_rng(0).normal(size=(1200, 6)), "dF/F", ids)
+    own = Session(id="cells", spike_times=[], spike_units=[], units=pd.DataFrame({"id": ids}), series={"dF/F": traces})
+    path = next(path for path in NOTEBOOKS if path.stem.startswith("90"))
+    env = environment(path.stem, "small") | {"WORKBENCH_RECORDING": str(own.save(tmp_path / "cells.h5"))}
+    execute(nbformat.read(path, as_version=4), tmp_path, env)           # raises where a cell fails

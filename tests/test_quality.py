@@ -9,7 +9,7 @@ import pytest
 
 from workbench.errors import BadRecording, UnknownName
 from workbench.quality import CRITERIA, metrics, passing
-from workbench.session import Session
+from workbench.session import Series, Session
 
 
 def made(trains, intervals=((0.0, 1000.0),), **columns) -> Session:
@@ -99,6 +99,23 @@ def test_metrics_follow_the_units_when_units_are_selected():
     session = made([poisson(r, seed=i) for i, r in enumerate((3, 5, 8))])
     whole = metrics(session).iloc[[0, 2]].reset_index(drop=True)
     pd.testing.assert_frame_equal(metrics(session.select([0, 2])), whole)
+
+
+def test_times_coarser_than_a_refractory_period_say_nothing_of_violations():
+    """FALCON's bins of 20 ms, spread evenly: how often two spikes are near is how they were laid."""
+    coarse = replace(made([poisson(20.0), poisson(8.0, seed=1)]), resolution=0.02)
+    assert metrics(coarse).attrs["computed"] == ["firing_rate", "presence_ratio"]
+    assert np.isnan(passing(coarse)[1]["passed"]["isi_violations <= 0.5"])
+    with pytest.raises(UnknownName, match=r"spike times are known to 0.02 s only"):
+        passing(coarse, ["isi_violations <= 0.1"])
+
+
+def test_cells_known_by_their_traces_are_not_judged_by_spikes_that_nobody_looked_for():
+    cells = replace(made([np.empty(0)] * 2), series={"dF/F": Series(np.arange(9.0), np.ones((9, 2)), "", ("u0", "u1"))})
+    kept, report = passing(cells)
+    assert len(kept.units) == 2 and report["passed"].isna().all() and list(metrics(cells)) == ["id"]
+    with pytest.raises(UnknownName, match="there are no spikes to compute it from"):
+        passing(cells, ["firing_rate > 0.1"])
 
 
 def test_a_recording_without_spikes_or_units_has_metrics_too():

@@ -1,5 +1,6 @@
 """A session: what its cuts keep, how they combine, and every recording that it refuses, in one sentence."""
 
+import warnings
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -357,3 +358,38 @@ def test_without_pynapple_the_pip_line_is_given(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pynapple", None)
     with pytest.raises(WorkbenchError, match=r'pip install "spike-workbench\[pynapple\]"'):
         session_of().to_pynapple()
+
+
+def test_clocks_that_differ_a_thousandfold_are_refused_either_way():
+    times = np.linspace(0, 100, 2000)
+    spikes = dict(times=times, rows=np.arange(2000) % 3)
+    series = {"x": Series(1000 * np.arange(0, 100, 0.1), np.zeros((1000, 1)))}
+    with pytest.raises(BadRecording, match=r"times of series 'x' span .* where spikes span 100.0 s.*milliseconds"):
+        session_of(**spikes, series=series)
+    trials = pd.DataFrame({"start": [0.0, 90_000.0], "stop": [500.0, 90_500.0]})
+    with pytest.raises(BadRecording, match=r"start times of trials span .* where spikes span 100.0 s"):
+        session_of(**spikes, trials=trials)
+
+
+def test_what_lies_outside_the_valid_recording_altogether_is_told():
+    trials = pd.DataFrame({"start": [0.5], "stop": [1.0]})
+    with pytest.warns(UserWarning) as told:
+        session_of(intervals=[[1000, 1100]], trials=trials)
+    assert [str(w.message).split(" begins")[0] for w in told] == ["s: none of 5 spikes", "s: none of 1 trials"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session_of(intervals=[[-10, 0.15], [50, 60]], trials=trials.assign(start=50.0, stop=51.0))
+
+
+def test_rows_that_stop_before_they_start_are_refused():
+    for key in ("trials", "stimuli"):
+        with pytest.raises(BadRecording, match=rf"1 of 2 rows of {key} stop before they start \(row 1 at 0.5 s"):
+            session_of(**{key: pd.DataFrame({"start": [0.1, 2.0], "stop": [0.4, 0.5]})})
+
+
+@pytest.mark.parametrize("changes", [
+    {"units": ["u0", "u1", "u2"]}, {"trials": [(0, 1)]}, {"rows": [0, 1, 0.5, 2, 1]}, {"rows": [0, 1, 0, 2, 2**32]},
+    {"rows": [0, 1, 0, 2, np.nan]}, {"trials": pd.DataFrame({"start": ["soon"], "stop": ["later"]})}])
+def test_what_is_no_table_and_no_number_is_one_sentence(changes):
+    with pytest.raises(BadRecording, match=r"must be (a pandas DataFrame|whole numbers|numbers, in seconds)"):
+        session_of(**changes)

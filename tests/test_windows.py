@@ -273,3 +273,10 @@ def test_locked_windows_begin_at_the_events_and_stay_inside():
     windows = locked(np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([-0.1, 0.0, 0.7, 0.8, 1.5, 2.0]), 0.3)
     assert windows.tolist() == [[0.0, 0.3], [0.7, 1.0], [2.0, 2.3]]
     assert locked(np.empty((0, 2)), np.array([1.0]), 0.3).shape == (0, 2)
+
+
+def test_a_session_without_valid_time_cannot_be_split():
+    empty = Session(id="e", spike_times=[], spike_units=[], units=pd.DataFrame({"id": ["a"]}))
+    for by in ("time", "trial", "picture"):
+        with pytest.raises(BadRecording, match="e has no valid time to split: 0 spikes"):
+            split(empty, by=by)

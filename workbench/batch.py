@@ -57,6 +57,14 @@ class Events(NamedTuple):
     offsets: Tensor
 
 
+class Targets(dict):
+    """Targets by name; UnknownName, in a sentence, for one that the windows were read without."""
+
+    def __missing__(self, name: str):
+        raise UnknownName("series", name, self, where="this batch",
+                          hint="name it where windows are read: targets= of Reader or RandomWindows")
+
+
 def _once(make: Callable) -> Callable:
     """Made when first asked for and kept with the batch: a step asks for the same several times."""
     @wraps(make)
@@ -87,6 +95,9 @@ class SpikeBatch:
     starts: Tensor
     targets: Mapping[str, Target] = field(default_factory=dict)
     _made: dict = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", Targets(self.targets))
 
     def __len__(self) -> int:
         return len(self.session)

@@ -25,12 +25,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
+from h5py import is_hdf5
 
 from workbench import cache
 from workbench.catalog_file import Dataset, One, read
@@ -39,7 +41,7 @@ from workbench.files import existing
 from workbench.places import SUFFIXES, beside, cache_folder, files_of, places, recordings_at
 from workbench.session import Session
 from workbench.sources import folder_loader, ibl, reader
-from workbench.sources.download import Remote, fetch, megabytes
+from workbench.sources.download import Remote, fetch, megabytes, sized
 from workbench.sources.simulated import many_spikes, reach_sim
 from workbench.sources.vision_sim import vision_sim
 
@@ -121,7 +123,7 @@ class Catalog(Mapping):
             made = dataset.access.sessions
             chosen = made[_pick(dataset, session, made)]
             return cache.labelled(GENERATORS[dataset.access.generator](**chosen), dataset)
-        files = self._files(dataset, download, [session] if session else [])
+        files = self._files(dataset, download, [session] if session else self._sample(dataset)[:1])
         if not files:
             raise self._absent(dataset)
         session = _pick(dataset, session, files)
@@ -145,7 +147,7 @@ class Catalog(Mapping):
     def open_all(self, name: str, sessions: str = "*", download: bool = False) -> list[Session]:
         """Every session whose name matches the glob `sessions`, in the order of the catalog."""
         dataset = self[name]
-        known = list(dataset.access.sessions if dataset.simulated else self._files(dataset, listing=download))
+        known = list(dataset.access.sessions if dataset.simulated else self._files(dataset, download))
         if not known:
             raise self._absent(dataset)
         chosen = [s for s in known if fnmatch(_plain(s), _plain(sessions))]
@@ -160,11 +162,11 @@ class Catalog(Mapping):
             print(f"{dataset.id} is simulated: it is made when it is opened, there is nothing to prepare")
             return
         sessions = list(sessions or ())
-        files = self._files(dataset, True, sessions)
+        files = self._files(dataset, True, sessions or self._sample(dataset))
         if not files:
             raise self._absent(dataset)
         wanted = [_pick(dataset, s, files) for s in sessions] if sessions else _usual(dataset, files)
-        missing = [files[s] for s in wanted if isinstance(files[s], Remote)]
+        missing = self._missing(dataset, {s: files[s] for s in wanted})
         known = sum(f.size or 0 for f in missing)
         told = [megabytes(known)] if known else []
         if any(f.size is None for f in missing):
@@ -176,15 +178,38 @@ class Catalog(Mapping):
         for session in wanted:
             print(f"{session}: {self.open(dataset.id, session, download=True)}", flush=True)
 
-    def _files(self, dataset: Dataset, listing: bool = False, asked: Iterable[str] = ()) -> dict[str, Path | Remote]:
+    def _files(self, dataset: Dataset, download: bool = False, wanted: Sequence[str] = ()) -> dict[str, Path | Remote]:
+        """Session name → file. With `download` the archive is asked for its list, unless all that is `wanted` is here.
+
+        Where it does not answer and nothing particular was wanted, it is what is known here, with a warning.
+        """
+        folder = self._origins[dataset.id].parent
+        files = files_of(dataset, folder)
+        here = {_plain(name) for name, file in files.items() if isinstance(file, Path)}
+        absent = [name for name in wanted if _plain(name) not in here]
+        if download and (absent or not wanted):
+            try:
+                files = files_of(dataset, folder, True)
+            except NoNetwork as error:
+                if absent or not here:
+                    raise self._unreachable(dataset, error, absent[0] if len(absent) == 1 else None) from None
+                warnings.warn(f"only what is on this computer is known of dataset {dataset.id!r}: {error}",
+                              stacklevel=3)
+        if isinstance(dataset.access, One):                             # which sessions there are, the server knows
+            files |= {name: Remote(name, "") for name in absent}
+        return files
+
+    def _sample(self, dataset: Dataset) -> list[str]:
+        return [s for s in self.sessions(dataset.id) if s in dataset.sample.sessions] if dataset.sample else []
+
+    def _missing(self, dataset: Dataset, files: Mapping[str, Path | Remote]) -> list[Remote]:
+        """What is to be downloaded for these sessions, with sizes as far as the catalog or a server tells them."""
+        wanted = dict.fromkeys(r for s, file in files.items() if isinstance(file, Remote) for r in (
+            *(b for b in beside(dataset, s) if not (places(dataset.id)[-1] / b.path).is_file()), file))
         try:
-            files = files_of(dataset, self._origins[dataset.id].parent, listing)
+            return [sized(remote) for remote in wanted]
         except NoNetwork as error:
             raise self._unreachable(dataset, error) from None
-        if isinstance(dataset.access, One):                             # which sessions there are, the server knows
-            here = {_plain(name) for name in files}
-            files |= {name: Remote(name, "") for name in asked if _plain(name) not in here}
-        return files
 
     def _unreachable(self, dataset: Dataset, error: NoNetwork, session: str | None = None) -> NoNetwork:
         return NoNetwork(f"{self._looked(dataset, session)}, and {error}; or put a copy of its files into "
@@ -285,8 +310,13 @@ def _meant(what: str | Path, download: bool, units=None, series=None) -> list[tu
 def _read(path: Path, units, series) -> Session:
     if folder := folder_loader(path):
         return _only(reader(folder)(path), units, series)
-    if existing(path).suffix.lower() == ".nwb":
+    suffix = existing(path).suffix.lower()
+    if suffix == ".nwb":
         return Session.from_nwb(path, units=units, series=series)
+    if suffix == ".mat" or (suffix not in SUFFIXES and not is_hdf5(path)):
+        raise BadRecording(f"{path} is not {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}; what a file of another kind "
+                           "holds is said by a catalog entry with a `loader:`, such as mat, and it is opened by that "
+                           "entry's name")
     return _only(Session.open(path), units, series)
 
 

@@ -66,9 +66,11 @@ def negative_binomial_nll(log_rates: Tensor, log_sizes: Tensor, counts: Tensor, 
     log_rates, counts, and where (true: it counts) of one shape, log_sizes broadcast to it. Hilbe 2011, "Negative
     Binomial Regression"; without the term that no model can change, so that it nears `poisson_nll` as r grows.
     """
+    kind = log_rates.dtype                                              # terms of large sizes agree in all its digits
+    log_rates, log_sizes, counts = log_rates.double(), log_sizes.double(), counts.double()
     sizes = log_sizes.exp()
     each = (counts + sizes) * torch.log1p((log_rates - log_sizes).exp()) - counts * (log_rates - log_sizes)
-    each = each - torch.lgamma(counts + sizes) + torch.lgamma(sizes)
+    each = (each - torch.lgamma(counts + sizes) + torch.lgamma(sizes)).to(kind)
     return each.mean() if where is None else mean_where(each, where)
 
 

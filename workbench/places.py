@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pooch
@@ -36,9 +37,10 @@ def places(dataset: str) -> list[Path]:
 
 def files_of(dataset: Dataset, beside: Path, listing: bool = False) -> dict[str, Path | Remote]:
     """Session name → file. `beside`: the catalog file's folder. `listing`: the archive may be asked for its list."""
-    files = _of(dataset.access, dataset.id, beside, listing)
+    suffixes = (".mat",) if dataset.loader == "mat" else SUFFIXES
+    files = _of(dataset.access, dataset.id, beside, listing, suffixes)
     if dataset.sample and dataset.sample.access:
-        files |= _of(dataset.sample.access, dataset.id, beside, listing)
+        files |= _of(dataset.sample.access, dataset.id, beside, listing, suffixes)
     return files
 
 
@@ -48,36 +50,40 @@ def beside(dataset: Dataset, session: str) -> list[Remote]:
     return [_remote(access, path) for path in access.beside.get(session, ())] if isinstance(access, Http) else []
 
 
-def recordings_at(path: Path) -> list[Path]:
-    """The recordings that a path means: itself, else those directly in the folder, else those that match the glob."""
-    if path.is_file() or folder_loader(path):
-        return [path]
-    if path.is_dir():
-        seen = (p for p in path.iterdir() if not p.name.startswith("."))                # macOS leaves ._day.nwb beside
-        return sorted(p for p in seen if p.suffix.lower() in SUFFIXES or folder_loader(p))
-    found = [Path(p) for p in glob.glob(str(path), recursive=True)]
+def recordings_at(path: Path, within: Path = Path(), suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """The recordings that a path means: itself, else those directly in the folder, else those that match the glob.
+
+    A relative path is one `within` that folder, whose own name is no glob: "lab [2024]" is a folder.
+    """
+    whole = within / path
+    if whole.is_file() or folder_loader(whole):
+        return [whole]
+    if whole.is_dir():
+        seen = (p for p in whole.iterdir() if not p.name.startswith("."))               # macOS leaves ._day.nwb beside
+        return sorted(p for p in seen if p.suffix.lower() in suffixes or folder_loader(p))
+    found = [within / p for p in glob.glob(str(path), root_dir=within, recursive=True)]
     own = path.suffix.lower()
-    named = {*SUFFIXES, own} if own[1:].isalnum() else SUFFIXES         # "day_*.mat" says what it means
+    named = {*suffixes, own} if own[1:].isalnum() else suffixes         # "day_*.mat" says what it means
     folders = {p for p in found if folder_loader(p)}                    # the session's, and not those of its probes
     return sorted([*(p for p in folders if folders.isdisjoint(p.parents)),
                    *(p for p in found if p.suffix.lower() in named and p.is_file())])
 
 
-def _of(access, name: str, beside: Path, listing: bool) -> dict[str, Path | Remote]:
+def _of(access, name: str, beside: Path, listing: bool, suffixes: tuple[str, ...]) -> dict[str, Path | Remote]:
     if isinstance(access, Local):
         folder = Path(os.environ.get(access.env) or beside) if access.env else beside
-        return _named([p for path in access.path for p in recordings_at(folder / Path(path).expanduser())])
+        return _named([p for path in access.path for p in recordings_at(Path(path).expanduser(), folder, suffixes)])
     if isinstance(access, Http):
         return _here(_sessions([_remote(access, path) for path in access.files], access.sessions), name)
     if isinstance(access, Dandi):
         listed = _here(_sessions(_listed(access, name, listing), access.sessions), name)
-        return listed or _brought(name)                                 # before the archive was asked for its list
-    return _brought(name)
+        return listed or _brought(name, suffixes)                       # before the archive was asked for its list
+    return _brought(name, suffixes)
 
 
-def _brought(name: str) -> dict[str, Path]:
+def _brought(name: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """What the user has put where the dataset's files are looked for."""
-    return _named([p for place in places(name) for p in recordings_at(place / "**" / "*")])
+    return _named([p for place in places(name) for p in recordings_at(Path("**/*"), place, suffixes)])
 
 
 def _remote(access: Http, path: str) -> Remote:
@@ -95,9 +101,15 @@ def _sessions(remote: list[Remote], named: dict[str, str]) -> dict[str, Remote]:
 
 
 def _here(remote: dict[str, Remote], name: str) -> dict[str, Path | Remote]:
-    """The same, with the path in place of what is on this computer already."""
+    """The same, with the path in place of what is on this computer already.
+
+    A file put here without its folders is found by its name, where no other file of the dataset has that name.
+    """
+    named = Counter(Path(path).name for path in {r.path for r in remote.values()})
+
     def look(r: Remote) -> Path | Remote:
-        tries = [p for place in places(name) for p in (place / r.path, place / Path(r.path).name)]
+        flat = Path(r.path).name
+        tries = [p for place in places(name) for p in (place / r.path, place / flat)[:1 if named[flat] > 1 else 2]]
         return next((p for p in tries if p.is_file()), r)
     return {session: look(r) for session, r in remote.items()}
 

@@ -4,16 +4,16 @@
     session, criteria → passing → the session with the units that pass all, and how many of how many pass each
 
 What the recording's own unit table says is taken; firing rate, ISI violations and presence ratio are computed from the
-spikes where it does not. Amplitude cutoff and SNR need waveforms, which a session does not have: they are read or
-absent, never guessed. Definitions: ISI violations, Hill, Mehta & Kleinfeld 2011 (J. Neurosci. 31:8699) as
-Allen's ecephys_spike_sorting computes them; presence ratio, the share of 100 equal parts with a spike; the default
-criteria are those of AllenSDK 2.16 (`EcephysProjectCache`).
+spikes where it does not, ISI violations not from times coarser than what they count. Amplitude cutoff and SNR need
+waveforms, which a session does not have: they are read or absent, never guessed. Definitions: ISI violations, Hill,
+Mehta & Kleinfeld 2011 (J. Neurosci. 31:8699) as Allen's ecephys_spike_sorting computes them; presence ratio, the share
+of 100 equal parts with a spike; the default criteria are those of AllenSDK 2.16 (`EcephysProjectCache`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -35,8 +35,7 @@ def metrics(session: Session) -> pd.DataFrame:
     amplitude_cutoff [share of missed spikes, 0-0.5]; snr. NaN where a unit has no spikes to tell from.
     """
     given = {name.lower(): name for name in session.units if session.units[name].dtype.kind in "iuf"}
-    compute = {"firing_rate": session.rates, "isi_violations": lambda: isi_violations(session),
-               "presence_ratio": lambda: presence_ratio(session)}
+    compute = _computable(session)
     found, computed = {"id": session.units["id"].to_numpy()}, []
     for name in NAMES:
         if name in given:
@@ -47,6 +46,17 @@ def metrics(session: Session) -> pd.DataFrame:
     table = pd.DataFrame(found)
     table.attrs["computed"] = computed
     return table
+
+
+def _computable(session: Session) -> dict[str, Callable[[], np.ndarray]]:
+    """The metrics that the spikes can tell: of units that are known by a trace instead none, and nothing that is finer
+    than spike times are.
+    """
+    found = {"firing_rate": session.rates, "isi_violations": lambda: isi_violations(session),
+             "presence_ratio": lambda: presence_ratio(session)} if not _traces(session) else {}
+    if session.resolution > REFRACTORY:
+        found.pop("isi_violations", None)
+    return found
 
 
 def passing(session: Session, criteria: Iterable[str] | None = None) -> tuple[Session, pd.DataFrame]:
@@ -69,7 +79,7 @@ def passing(session: Session, criteria: Iterable[str] | None = None) -> tuple[Se
         if metric in NAMES and metric not in table:
             if criteria is not None:
                 raise UnknownName("metric", metric, [n for n in NAMES if n in table], where=f"session {session.id!r}",
-                                  hint="it needs waveforms, and the recording's unit table does not give it")
+                                  hint=f"the recording's unit table does not give it, and {_why_not(session, metric)}")
             rows.append({"criterion": criterion, "passed": np.nan, "left": keep.sum(), "total": len(table)})
             continue
         passed = _passed(session, table, criterion)
@@ -80,6 +90,19 @@ def passing(session: Session, criteria: Iterable[str] | None = None) -> tuple[Se
         raise BadRecording(f"{session.id}: none of {len(table)} units passes {' and '.join(report.index)}; loosen them "
                            f"({', '.join(f'{c}: {p:.0f} pass' for c, p in report['passed'].dropna().items())})")
     return replace(session, units=table, checked=True).select(keep), report
+
+
+def _why_not(session: Session, metric: str) -> str:
+    if metric in ("amplitude_cutoff", "snr"):
+        return "it needs waveforms"
+    return "there are no spikes to compute it from" if _traces(session) else \
+        f"spike times are known to {session.resolution:g} s only"
+
+
+def _traces(session: Session) -> bool:
+    """Whether units have no spikes but a column each of some series, such as dF/F."""
+    ids = tuple(session.units["id"])
+    return not len(session.spike_times) and any(ids == tuple(s.columns) for s in session.series.values())
 
 
 def isi_violations(session: Session) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import BadRecording, UnknownName
-from workbench.validity import check, intervals_of, numbers, series_of
+from workbench.validity import check, intervals_of, numbers, series_of, warn
 
 
 class Series(NamedTuple):
@@ -90,6 +90,10 @@ class Session:
         def put(name, value):
             object.__setattr__(self, name, value)
 
+        for name in ("units", "trials", "stimuli"):
+            if not isinstance(getattr(self, name), pd.DataFrame):
+                raise BadRecording(f"{self.id}: {name} must be a pandas DataFrame, one row each, not a "
+                                   f"{type(getattr(self, name)).__name__}")
         put("spike_times", numbers(self, "spike_times", np.float64))
         put("spike_units", numbers(self, "spike_units", np.int32))
         put("units", self.units.reset_index(drop=True) if checked else _unit_table(self.units))
@@ -101,6 +105,8 @@ class Session:
         if self.intervals is None:
             put("intervals", _extent(self))
         put("intervals", intervals_of(self))
+        if not checked:
+            warn(self)
 
     def __repr__(self) -> str:
         regions = self.units["region"].nunique()

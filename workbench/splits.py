@@ -33,6 +33,9 @@ def split(session: Session, test: float = 0.2, valid: float = 0.1, *, by: str = 
     if test < 0 or valid < 0 or test + valid >= 1:
         raise BadRecording(f"a split of {valid:g} valid and {test:g} test leaves nothing to train on; give shares "
                            "whose sum is under 1")
+    if not session.duration > 0:
+        raise BadRecording(f"{session.id} has no valid time to split: {len(session.spike_times):,} spikes, "
+                           f"{len(session.series)} series; check what was read")
     if by not in ("time", "trial", "picture"):
         raise UnknownName("split", by, ("time", "trial", "picture"), where="the ways to split")
     parts = _by_time(session, test, valid) if by == "time" else \

@@ -6,6 +6,7 @@ and times that can be seconds. Everything raises BadRecording with the session's
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +23,15 @@ SLOWEST = 0.05                                                          # spikes
 def numbers(session: Session, name: str, dtype: type) -> np.ndarray:
     """The field as one array of numbers; a memory-mapped array of that type is not copied."""
     try:
-        return np.asarray(getattr(session, name), dtype)
+        given = np.asarray(getattr(session, name))
+        with np.errstate(invalid="ignore"):
+            found = given.astype(dtype, copy=False)
     except (TypeError, ValueError, OverflowError):
         raise BadRecording(f"{session.id}: {name} must be one flat list of numbers; where there is one list a unit, "
                            "concatenate them and sort by time") from None
+    if np.dtype(dtype).kind == "i" and given.dtype != dtype and not np.array_equal(given, found):
+        raise BadRecording(f"{session.id}: {name} must be whole numbers, rows of the unit table counted from 0")
+    return found
 
 
 def series_of(session: Session, name: str) -> tuple[np.ndarray, np.ndarray, str, tuple[str, ...]]:
@@ -73,19 +79,43 @@ def check(session: Session) -> None:
     for key, series in session.series.items():
         if not (np.isfinite(series.times).all() and (series.times[1:] > series.times[:-1]).all()):
             raise BadRecording(f"{name}: the times of series {key!r} do not increase; sort them and drop repeats")
-        _check_span(f"{name}: the times of series {key!r}", series.times)
+        _check_span(f"{name}: the times of series {key!r}", series.times, session.spike_times)
     for key in ("trials", "stimuli"):
         table = getattr(session, key)
         if not {"start", "stop"} <= set(table.columns):
             raise BadRecording(f"{name}: the table {key!r} needs the columns 'start' and 'stop', in seconds")
-        _check_span(f"{name}: the start times of {key}", table["start"].to_numpy(np.float64, na_value=np.nan))
+        try:
+            start, stop = (table[side].to_numpy(np.float64, na_value=np.nan) for side in ("start", "stop"))
+        except (TypeError, ValueError):
+            raise BadRecording(f"{name}: start and stop of {key} must be numbers, in seconds") from None
+        _check_span(f"{name}: the start times of {key}", start, session.spike_times)
+        back = np.flatnonzero(stop < start)
+        if len(back):
+            raise BadRecording(f"{name}: {len(back):,} of {len(table):,} rows of {key} stop before they start (row "
+                               f"{back[0]} at {stop[back[0]]:.6g} s, having started at {start[back[0]]:.6g} s); stop "
+                               "is a time in seconds, no duration")
 
 
-def _check_span(what: str, times: np.ndarray) -> None:
+def warn(session: Session) -> None:
+    """Tell of clocks that never meet, which is no error: a part of a recording may have no spikes, or no trials."""
+    valid = session.intervals
+    starts = {"spikes": session.spike_times, "trials": np.sort(session.trials["start"].to_numpy(np.float64)),
+              "stimuli": np.sort(session.stimuli["start"].to_numpy(np.float64))}
+    for what, start in starts.items():
+        if len(valid) and len(start) and not np.diff(np.searchsorted(start, valid)).any():
+            warnings.warn(f"{session.id}: none of {len(start):,} {what} begins in the valid recording, "
+                          f"{valid[0, 0]:.6g} to {valid[-1, 1]:.6g} s; they may be on another clock, or in "
+                          "milliseconds", stacklevel=4)
+
+
+def _check_span(what: str, times: np.ndarray, spikes: np.ndarray) -> None:
     times = times[np.isfinite(times)]
-    if len(times) and times.max() - times.min() > LONGEST:
-        raise BadRecording(f"{what} span {times.max() - times.min():,.0f} 's', over 48 hours, so they are probably "
-                           "samples or milliseconds; divide them by the sampling rate, or by 1000, to have seconds")
+    span = float(np.ptp(times)) if len(times) else 0.0
+    other = float(spikes[-1] - spikes[0]) if len(spikes) >= 100 else 0.0
+    if span > LONGEST or (other > 0 and span > 500 * other):            # a thousand, give or take
+        beside = "over 48 hours" if span > LONGEST else f"where spikes span {other:,.1f} s"
+        raise BadRecording(f"{what} span {span:,.0f} 's', {beside}, so they are probably samples or milliseconds; "
+                           "divide them by the sampling rate, or by 1000, to have seconds")
 
 
 def _check_spikes(session: Session) -> None:

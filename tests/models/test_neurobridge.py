@@ -374,3 +374,16 @@ def test_co_smoothing_takes_held_out_units_for_hidden_and_not_for_silent():
     with torch.no_grad():
         said = model.reconstruct(batch, Mask(hidden, hidden)).log_rates.exp()[0, [1, 4], :5]    # in no other window
     torch.testing.assert_close(torch.from_numpy(found.rates[:5].T), said.double(), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_each_modes_prompt_is_still_its_own_in_a_model_that_was_saved(tmp_path):
+    """Settings are written with sorted names, so that modes come back in another order."""
+    model, batch = small(modes={"temporal": 1.0, "neuron": 1.0, "causal": 1.0}, prompt=True), windows()
+    model.prompt.normal_()
+    model.save_pretrained(tmp_path)
+    again, mask = models.load(tmp_path), model.draw(batch, "neuron")
+    said = {mode: model.reconstruct(batch, mask, mode).log_rates for mode in model.modes}
+    assert set(again.modes) == set(model.modes) and not torch.equal(said["temporal"], said["neuron"])
+    for mode, log_rates in said.items():
+        assert torch.equal(again.reconstruct(batch, mask, mode).log_rates, log_rates)

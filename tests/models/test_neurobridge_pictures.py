@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+import workbench
 from workbench import models
 from workbench.batch import Reader
 from workbench.errors import BadRecording, WorkbenchError
@@ -245,3 +246,12 @@ def test_bad_settings_and_recordings_are_one_sentence():
         build().loss(read())
     with pytest.raises(BadRecording, match=r"split.by=picture"):
         build(window=1.0).loss(read())
+
+
+def test_a_new_session_adapts_in_windows_that_begin_with_a_picture(monkeypatch):
+    seen, model = [], build()
+    whole = model.loss
+    monkeypatch.setattr(model, "loss", lambda batch: (seen.append(batch.starts), whole(batch))[1])
+    workbench.adapt(model, B, "finetune", steps=3, batch_size=8)
+    onsets = torch.from_numpy(B.stimuli["start"].to_numpy())
+    assert torch.isclose(torch.cat(seen)[:, None], onsets, atol=1e-6).any(1).all()

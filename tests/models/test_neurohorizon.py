@@ -257,3 +257,13 @@ def test_settings_that_do_not_fit_get_a_sentence():
     with pytest.raises(UnknownName, match="no feedback 'none'"):
         model = build()
         model.forecast(read(model), feedback="none")
+
+
+@torch.no_grad()
+def test_a_batch_without_one_sample_of_a_condition_is_as_if_it_were_withheld():
+    model = build(conditions={"vel": "all"})
+    bare = replace(SESSIONS[1], series={})
+    batch, told = read(model, bare), read(model)
+    torch.testing.assert_close(model(batch).log_rates, model(told, given=()).log_rates)
+    with pytest.raises(UnknownName, match=r"no series 'vel' in this batch.*targets="):
+        model(Reader([bare]).read([0], [1.0], model.window))

@@ -61,14 +61,15 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, body):
         archive, wanted = self.server, self.headers.get("Range")
         archive.ranges.append(wanted)
-        first = int(wanted[len("bytes="):-1]) if wanted and archive.honours_ranges else 0
-        if first >= len(body):
+        asked = wanted if archive.honours_ranges else None
+        first, last = (asked or "bytes=0-").removeprefix("bytes=").split("-")
+        if int(first) >= len(body):
             return self._answer(416, b"", {"Content-Range": f"bytes */{len(body)}"})
-        rest = body[first:]
-        self.send_response(206 if first else 200)
+        rest = body[int(first):int(last or len(body)) + 1]
+        self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(len(rest)))
-        if first:
-            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(rest) - 1}/{len(body)}")
         self.end_headers()
         if archive.cut:
             self.wfile.write(rest[:archive.cut.pop(0)])
@@ -226,3 +227,31 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(archive, tmp_pa
     (tmp_path / "taken").write_text("a file where a folder is wanted")
     with pytest.raises(DatasetNotAvailable, match=r"cannot write .*WORKBENCH_CACHE"):
         fetch(dandi.assets("000140", "0.1")[0], tmp_path / "taken" / "a.nwb")
+
+
+def test_a_page_to_sign_in_is_never_taken_for_the_file(archive, tmp_path, monkeypatch):
+    page = {"Content-Type": "text/html; charset=utf-8"}
+    monkeypatch.setattr(Handler, "_file", lambda self, body: self._answer(200, b"<html>", page))
+    for remote in (dandi.assets("000140", "0.1")[0], Remote("a.nwb", f"{archive.url}/assets/id0/")):
+        with pytest.raises(NoNetwork, match=r"answers with a page to read in place of .*nwb.*sign in"):
+            fetch(remote, tmp_path / "a.nwb")
+    assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
+
+
+def test_room_is_asked_for_as_soon_as_a_server_tells_the_size(archive, tmp_path, monkeypatch):
+    disk = namedtuple("Disk", "free")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: disk(download.SPARE + len(BODY) - 1))
+    with pytest.raises(DatasetNotAvailable, match=r"a\.nwb needs 1\.0 MB more"):
+        fetch(Remote("a.nwb", f"{archive.url}/assets/id0/"), tmp_path / "a.nwb")
+    assert not (tmp_path / "a.nwb").exists()
+
+
+def test_a_size_is_asked_of_the_server_where_nobody_knows_it(archive):
+    known = dandi.assets("000140", "0.1")[0]
+    unknown = known._replace(size=None)
+    assert download.sized(known) is known and download.sized(unknown).size == len(BODY)
+    archive.honours_ranges = False
+    assert download.sized(unknown).size is None
+    archive.status["id0"] = 401
+    with pytest.raises(NeedsAccount):
+        download.sized(unknown)

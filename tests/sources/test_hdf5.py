@@ -125,7 +125,7 @@ def test_a_truncated_file_is_told_in_one_sentence(make_session, tmp_path):
     whole = path.read_bytes()
     for keep in (0, 7, 100, 4096, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:keep])
-        with pytest.raises(BadRecording, match=r"damaged.*delete it and it will be built again"):
+        with pytest.raises(BadRecording, match=r"damaged.*restore it from a copy"):
             Session.open(path)
 
 

@@ -284,6 +284,14 @@ def test_trials_keep_their_columns_and_lists_are_named_in_a_warning(store):
     assert trials["target_pos_1"].tolist() == [0, -1]
 
 
+def test_trials_that_stop_before_they_start_are_left_out_and_counted(store):
+    nwb = add_units(lab_file())
+    for start, stop in ((0.0, 1.0), (2.0, 1.0), (3.0, 4.0)):
+        nwb.add_trial(start_time=start, stop_time=stop)
+    with pytest.warns(UserWarning, match=r"1 of 3 rows of the table 'trials' stop before they start.*no duration"):
+        assert Session.from_nwb(store(nwb)).trials["start"].tolist() == [0.0, 3.0]
+
+
 def test_tables_of_intervals_beside_the_trials_are_named_in_a_warning(store):
     nwb = add_units(lab_file(), region=["a"] * 3)
     nwb.add_trial(start_time=0.0, stop_time=np.nan)                     # one that was broken off
@@ -482,6 +490,19 @@ def test_pictures_counted_from_one_are_not_taken_for_the_next_ones(store):
     with pytest.warns(UserWarning, match=r"'scenes' has 3, counted from 0, and image \(up to 3\) counts otherwise"):
         session = Session.from_nwb(store(nwb))
     assert "image" not in session.stimuli and session.trials["image"].tolist() == [1, 2, 3]
+
+
+def test_pictures_that_begin_at_one_are_read_from_zero_and_that_is_told(store):
+    """With the last one never shown they may count from 1; nothing in the file says so."""
+    nwb = add_units(lab_file(), region=["a"] * 3)
+    nwb.add_stimulus_template(
+        ImageSeries(name="scenes", data=np.zeros((4, 4, 5), np.uint8), unit="n.a.", format="raw", rate=1.0)
+    )
+    nwb.add_trial_column("image", "no one knows")
+    for i in range(3):
+        nwb.add_trial(start_time=float(i), stop_time=i + 0.5, image=i + 1)
+    with pytest.warns(UserWarning, match=r"image never names picture 0 of 4 and begins at 1"):
+        assert Session.from_nwb(store(nwb)).stimuli["image"].tolist() == [1, 2, 3]
 
 
 def test_pictures_are_read_when_asked_for_and_trials_say_which(store):

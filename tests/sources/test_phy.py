@@ -135,3 +135,9 @@ def test_arrays_that_do_not_fit_are_told(folder, name, values, words):
     with pytest.raises(BadRecording, match=words) as told:
         quietly(folder)
     assert str(folder) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_table_of_units_that_names_none_of_the_clusters_is_told(folder):
+    (folder / "units.csv").write_text("cluster_id,region\nu0,M1\nu2,M1\n")
+    with pytest.warns(UserWarning, match=r"units\.csv: none of its 2 rows names a cluster"):
+        assert set(phy.read(folder).units["region"]) == {"unknown"}

@@ -14,7 +14,7 @@ from scipy.io import savemat
 from workbench import open_catalog
 from workbench.catalog_file import BadCatalog
 from workbench.errors import BadRecording
-from workbench.sources import tvsd
+from workbench.sources import read_beside, tvsd
 
 TRAIN, TEST, REPS = 12, 3, 4
 CLOCK = np.arange(-100.0, 200)                                          # ms
@@ -302,3 +302,10 @@ def test_a_file_beside_a_session_must_be_among_the_files(tmp_path):
         {"schema_version": 1, "datasets": [{"id": "x", "title": "x", "access": access}]}))
     with pytest.raises(BadCatalog, match=r"`beside` names the file 'b.mat', which `files` does not"):
         open_catalog(tmp_path / "c.yaml")
+
+
+def test_what_is_read_beside_the_file_is_known_to_the_cache(tmp_path):
+    path = norm(tmp_path)
+    assert read_beside("tvsd", path) == [path.parent / tvsd.IMAGES, path.parent / tvsd.MAP]
+    (path.parent / tvsd.MAP).unlink()
+    assert read_beside("tvsd", path) == [path.parent / tvsd.IMAGES]

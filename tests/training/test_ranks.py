@@ -10,7 +10,7 @@ from torch import distributed, nn
 
 from workbench.nn.vocabulary import Vocabulary
 from workbench.sources.simulated import reach_sim
-from workbench.training import checkpoint
+from workbench.training import checkpoint, loop
 from workbench.training.launching import CannotStart
 from workbench.training.ranks import Ranks
 from workbench.training.recipe import BadRecipe
@@ -126,6 +126,29 @@ def test_of_large_tables_only_touched_rows_are_sent_and_the_step_is_the_dense_on
     assert one["sent 0"] == rest + asked + 4 * (4 * 16 + 2 * 64)        # rows 1, 7, 40 and 3000; 0 and 1
     assert one["sent 1"] == rest + asked + 4 * (4 * 16 + 1024 * 64)     # all of what is mostly touched
     assert one["sent 0"] < one["dense"] / 50
+
+
+def average_together(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    own = {"loss": 1.0 + rank, **({"speed": 3.0, "neuron": 5.0} if rank else {"temporal": 4.0})}
+    found = Ranks(rank, 2).average({name: torch.tensor(value) for name, value in own.items()})
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+    os._exit(0)
+
+
+def test_a_loss_that_one_rank_alone_has_is_its_mean_there(tmp_path):
+    """A share may hold no sample of a task, and a mode of masking is drawn by each rank for itself."""
+    torch.multiprocessing.spawn(average_together, args=(str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert one == two == {"loss": 1.5, "temporal": 4.0, "speed": 3.0, "neuron": 5.0}
+
+
+def test_a_loss_that_one_piece_alone_has_is_its_mean_there():
+    weight, said = torch.zeros((), requires_grad=True), iter([{"neuron": 3.0}, {"temporal": 5.0}, {"neuron": 4.0}])
+    found = loop._gradient(lambda batch: {"loss": weight + 1, **{k: torch.tensor(v) for k, v in next(said).items()}},
+                           windows(), 3)
+    assert found == {"loss": 1.0, "neuron": 3.5, "temporal": 5.0} and weight.grad == pytest.approx(1.0)
 
 
 def test_two_processes_learn_what_one_does(tiny, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models.test_zoo import build, sampler
 from workbench import models
 from workbench.nn.vocabulary import Vocabulary
 from workbench.sources.simulated import reach_sim
@@ -259,6 +260,25 @@ def test_looking_for_the_fastest_threads_changes_neither_weights_nor_random_numb
     train(tiny.with_(threads=chosen), tmp_path / "told")
     one, two = (models.load(tmp_path / name / "model").state_dict() for name in ("chosen", "told"))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_looking_for_the_fastest_threads_counts_nothing_for_the_model():
+    """LFADS counts steps, LDNS averages what it has seen."""
+    for name in ("lfads", "ldns"):
+        model = build(name)
+        model.train()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        loop.fastest_threads(model, sampler(model).batch, model.loss)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), name
+
+
+def test_a_checkpoint_is_kept_beside_later_ones_that_cannot_be_read(tmp_path):
+    for step in (200, 300):
+        (tmp_path / f"step-{step:09d}.pt").write_bytes(b"damaged")
+    for step in (100, 110, 120):
+        checkpoint.save(tmp_path, {"step": step})
+    assert checkpoint.newest(tmp_path)["step"] == 120
+    assert [path.name for path in checkpoint.listed(tmp_path)][:2] == ["step-000000110.pt", "step-000000120.pt"]
 
 
 def test_training_here_leaves_the_kernels_threads_and_random_numbers_alone(tiny, tmp_path):

@@ -131,8 +131,9 @@ def scaling(sessions: Sequence[Session], target: str) -> tuple[list[float], list
     """Mean and standard deviation of each column of a series, gaps left out; the averages of the sessions' own.
 
     Pass sessions cut to their training part: the scale of what is held out is not ours to know. BadRecording for a
-    session without a sample.
+    session without a sample, or for sessions whose series have different columns.
     """
+    columns(sessions, target)
     means, scales = [], []
     for session in sessions:
         values = np.asarray(session.get_series(target).values, np.float64)
@@ -144,6 +145,15 @@ def scaling(sessions: Sequence[Session], target: str) -> tuple[list[float], list
         scales.append(values.std(0))
     scale = np.mean(scales, axis=0)
     return np.mean(means, axis=0).tolist(), np.where(scale > 0, scale, 1.0).tolist()
+
+
+def columns(sessions: Sequence[Session], target: str) -> int:
+    """How many columns a series has, in all sessions. BadRecording where they differ."""
+    found = {s.id: s.get_series(target).values.shape[1] for s in sessions}
+    if len(set(found.values())) > 1:
+        raise BadRecording(f"series {target!r} has " + ", ".join(f"{n} columns in {name}" for name, n in found.items())
+                           + "; choose sessions that agree, or another series")
+    return next(iter(found.values()))
 
 
 def sampling_interval(sessions: Sequence[Session], target: str) -> float:

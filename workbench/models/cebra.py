@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from workbench.batch import SpikeBatch
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.metrics import r2
-from workbench.models.base import Output, SpikeModel, default_bins, known_session, sample_bins
+from workbench.models.base import Output, SpikeModel, columns, default_bins, known_session, sample_bins
 from workbench.models.ridge import Ridge, solve
 from workbench.session import Session
 from workbench.windows import aligned
@@ -61,7 +61,7 @@ class CEBRA(SpikeModel):
         bin_size = settings.pop("bin_size", None) or default_bins(sessions, target)
         window = settings.pop("window", None) or max(round(1.0 / bin_size), 1) * bin_size
         return cls(sessions=[s.id for s in sessions], units=[len(s.units) for s in sessions], target=target,
-                   outputs=sessions[0].get_series(target).values.shape[1], bin_size=bin_size, window=window, **settings)
+                   outputs=columns(sessions, target), bin_size=bin_size, window=window, **settings)
 
     def fit(self, sessions: Sequence[Session], train: Sequence[np.ndarray], valid: Sequence[np.ndarray]) -> dict:
         """Train every session's network on its intervals `train` [n, 2], and its ridge on both; returns the penalties.

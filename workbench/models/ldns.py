@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +42,12 @@ class LDNS(Masked):
     """units, sessions and held_out are names ('<session id>/<unit id>'); bin_size and window in seconds.
 
     latents: their number; dim, depth: of the autoencoder; denoiser_dim, denoiser_depth, steps: of the diffusion; drop:
-    the share of entries that a step hides; shrink, smooth: penalties of the latents. `SIZES`: the monkey's model.
+    the share of entries that a step hides; shrink, smooth: penalties of the latents. Defaults are the
+    monkey's model of the paper.
     """
 
     name = "ldns"
     generates = True
-    SIZES: ClassVar = {"monkey": dict(latents=16, dim=256, depth=4, denoiser_dim=256, denoiser_depth=6)}
 
     def __init__(self, *, units: Sequence[str], sessions: Sequence[str], held_out: Sequence[str] = (),
                  bin_size: float = 0.02, window: float = 1.4, latents: int = 16, dim: int = 256, depth: int = 4,

@@ -252,7 +252,7 @@ class NeuroBridge(SpikeModel):
         """Poisson negative log-likelihood of the counts that a random mask hides, nats an entry."""
         mode, mask = self._drawn(batch)
         scored = mask.grid(batch.bins(self.bin_size)).scored
-        if isinstance(self.decoder, Queries):
+        if isinstance(self.decoder, Queries) and scored.any():          # else there is none to ask, and the loss is 0
             loss = poisson_nll(*self._sampled(batch, mask, mode, scored))
         else:
             loss = poisson_nll(self.reconstruct(batch, mask, mode).log_rates, batch.counts(self.bin_size), where=scored)
@@ -278,9 +278,9 @@ class NeuroBridge(SpikeModel):
 
     def encode(self, batch: SpikeBatch, mask: Mask | None = None, mode: str | None = None) -> Tensor:
         """The latents [B, C × L, width] of the spikes that the mask leaves. mode: what a model with prompts is told,
-        the first of its own where it is none of them.
+        by name the first of its own where it is none of them.
         """
-        which = self.modes.index(mode) if mode in self.modes else 0
+        which = sorted(self.modes).index(mode) if mode in self.modes else 0         # in an order that a file keeps
         told = self.no_prompt if self.prompt is None else self.prompt[[which]]
         return self.encode_with(batch, told, mask)[1]
 

@@ -34,7 +34,7 @@ from workbench.batch import Reader, SpikeBatch
 from workbench.conditions import presentations
 from workbench.errors import BadRecording, WorkbenchError
 from workbench.losses import clip_loss
-from workbench.models.base import Output, SpikeModel, unit_names
+from workbench.models.base import Output, SpikeModel, columns, unit_names
 from workbench.models.neurobridge import NeuroBridge
 from workbench.models.neurobridge_decoder import weights_of
 from workbench.models.neurobridge_votes import PENALTIES, votes
@@ -121,7 +121,7 @@ class NeuroBridgePictures(SpikeModel):
         if sum(map(bool, (pretrained, start, encoder))) > 1:
             raise WorkbenchError("give one of pretrained= (a NeuroBridge), start= (a model of stage 1) and encoder= "
                                  "(settings of a new one)")
-        outputs = sessions[0].get_series(target).values.shape[1]
+        outputs = columns(sessions, target)
         if start:
             before = cls.from_pretrained(weights_of(start, "model of stage 1"))
             if before.target != target:
@@ -194,10 +194,10 @@ class NeuroBridgePictures(SpikeModel):
             raise BadRecording(f"{session.id}: {len(starts)} presentations are too few to say what its units answer "
                                f"to; 4 of 2 pictures, with {self.window:g} s after onset, are the least")
         reader = Reader([session])
-        found = [read(reader.read(np.zeros(len(at), int), at, self.window)).numpy()
+        found = [read(reader.read(np.zeros(len(at), int), at, self.window).to(self.mean.device)).cpu().numpy()
                  for at in np.array_split(starts, -(-len(starts) // 256))]
         vectors = series.values[np.searchsorted(series.times, starts - 1e-9)]
-        return np.concatenate(found), vectors - self.mean.numpy()
+        return np.concatenate(found), vectors - self.mean.cpu().numpy()
 
     def train(self, mode: bool = True) -> NeuroBridgePictures:
         super().train(mode)

@@ -241,6 +241,9 @@ class Neuroformer(SpikeModel):
         together have this probability; both shift firing rates, since a bin ends when nobody is chosen. most: spikes a
         bin at most. Times are spread evenly inside their `resolution`.
         """
+        if not temperature > 0 or not 0 < top_p <= 1:
+            raise WorkbenchError(f"nothing can be drawn at temperature {temperature:g} from the choices of top_p "
+                                 f"{top_p:g}; give a temperature above 0 and a top_p in (0, 1]")
         first = round((self.warmup if since is None else since) / self.bin_size)
         batch, training = batch.drop(batch.spike_bins(self.bin_size) >= first), self.training
         self.eval()

@@ -128,7 +128,7 @@ class NeuroHorizon(SpikeModel):
     def for_sessions(cls, sessions: Sequence[Session], *, conditions: Mapping[str, str] | Sequence[str] | None = None,
                      **settings) -> NeuroHorizon:
         """Bins of 20 ms, or as fine as the coarsest recording; conditions given as a list are known in all the window.
-        UnknownName for a condition that no session has.
+        UnknownName for a condition that one of the sessions lacks.
         """
         if conditions is not None and not isinstance(conditions, Mapping):
             conditions = dict.fromkeys(conditions, "all")
@@ -284,7 +284,8 @@ class NeuroHorizon(SpikeModel):
         found, bins = {}, round((self.recent + self.horizon + self.ahead) / self.bin_size)
         for i, (name, known) in enumerate(self.conditions.items()):
             target, (mean, scale) = batch.targets[name], getattr(self, f"scale_{i}")
-            values, times = (target.values.to(scale) - mean) / scale, target.times.to(scale) - self.history
+            given = target.values.to(scale) if len(target.times) else scale.new_zeros(0, len(scale))    # none: no width
+            values, times = (given - mean) / scale, target.times.to(scale) - self.history
             bin_ = ((times + self.recent) / self.bin_size + 1e-4).floor().long()
             keep = (bin_ >= 0) & (bin_ < bins) & ((times < -1e-6) | (known == "all"))
             cell = (torch.repeat_interleave(target.offsets.diff()) * bins + bin_)[keep]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from workbench.batch import Reader, SpikeBatch
 from workbench.errors import BadRecording
 from workbench.metrics import r2
-from workbench.models.base import Output, SpikeModel, default_bins, known_session, sample_bins
+from workbench.models.base import Output, SpikeModel, columns, default_bins, known_session, sample_bins
 from workbench.session import Session
 from workbench.windows import aligned, sliding
 
@@ -43,7 +43,7 @@ class Ridge(SpikeModel):
         bin_size = settings.pop("bin_size", None) or default_bins(sessions, target)
         lags = settings.pop("lags", None) or max(round(0.5 / bin_size), 1)
         return cls(sessions=[s.id for s in sessions], units=[len(s.units) for s in sessions], target=target,
-                   outputs=sessions[0].get_series(target).values.shape[1], bin_size=bin_size, lags=lags, **settings)
+                   outputs=columns(sessions, target), bin_size=bin_size, lags=lags, **settings)
 
     def fit(self, sessions: Sequence[Session], train: Sequence[np.ndarray], valid: Sequence[np.ndarray]) -> dict:
         """Fit every session's map to its intervals [n, 2]; returns the penalty chosen for each session."""

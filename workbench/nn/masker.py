@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workbench.batch import SpikeBatch
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.masking import corrupt, draw
+from workbench.masking import MODES, corrupt, draw
 from workbench.nn.vocabulary import Vocabulary
 from workbench.session import Session
 
@@ -31,6 +31,9 @@ class Masker(nn.Module):
         if not held_out and not ratio:
             raise WorkbenchError("a model with a mask of ratio 0 and no held-out units has nothing to learn from; give "
                                  "a ratio above 0, or held_out=")
+        if mode not in MODES or mode.endswith("region"):
+            raise UnknownName("mask", mode, [m for m in MODES if not m.endswith("region")],
+                              where="the masks of a model that knows no regions")
         self.mode, self.ratio, self.span, self.expand = mode, ratio, span, expand
         self.silent, self.random = silent, random
         self.register_buffer("rows", units.rows(held_out), persistent=False)

@@ -164,7 +164,7 @@ class Rollout(nn.Module):
             chances = logits(log_rates, who.shape).softmax(-1)
             return torch.multinomial(chances.flatten(0, -2), 1).view(log_rates.shape).to(log_rates)
         if self.counts == "negative_binomial":
-            sizes = who.shape.exp().expand_as(log_rates)
+            sizes = who.shape.float().exp().expand_as(log_rates)        # gamma is not drawn in bf16
             log_rates = (torch._standard_gamma(sizes) / sizes).clamp(min=1e-12).log() + log_rates
         return torch.poisson(log_rates.exp())
 

@@ -101,6 +101,18 @@ def about(url: str) -> tuple[Remote, str]:
         return Remote(unquote(urlsplit(url).path).lstrip("/"), url, int(size[1])), mark
 
 
+def sized(remote: Remote) -> Remote:
+    """The file with its size as its server tells it, where it is not known and the server does; the errors of `ask`."""
+    if remote.size is not None or not remote.url:
+        return remote
+    try:
+        return remote._replace(size=about(remote.url)[0].size)
+    except DatasetNotAvailable as error:
+        if type(error) is not DatasetNotAvailable:                      # no network, or an account is wanted
+            raise
+        return remote
+
+
 def megabytes(size: int | None) -> str:
     """A size in bytes as people say it."""
     if size is None:
@@ -138,10 +150,14 @@ def _continue(remote: Remote, part: Path) -> None:
             part.unlink()
             raise requests.ConnectionError("the server has fewer bytes than were kept")
         _refuse(response, remote.url)
+        if response.headers.get("Content-Type", "").startswith("text/html") and "htm" not in Path(remote.path).suffix:
+            raise NoNetwork(f"{_host(remote.url)} answers with a page to read in place of {remote.path}, as the "
+                            "sign-in page of a network does; sign in there and try again")
         if response.status_code != 206:
             have = 0
         length = response.headers.get("Content-Length")
         total = remote.size if remote.size is not None else have + int(length) if length else None
+        _check_room(remote._replace(size=total), part)
         with open(part, "ab" if have else "wb") as file, tqdm(
                 desc=Path(remote.path).name, total=total, initial=have, unit="B", unit_scale=True) as bar:
             for chunk in response.iter_content(1 << 16):

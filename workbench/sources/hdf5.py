@@ -215,7 +215,7 @@ def read(path: str | Path) -> Session:
     Raises BadRecording for a file that is missing, of another kind, or damaged.
     """
     path = existing(path).resolve()
-    again = "if it is a cache, delete it and it will be built again; else restore it or save the session anew"
+    again = "restore it from a copy, or save the session anew"
     if not h5py.is_hdf5(path):
         raise BadRecording(f"{path} is not an HDF5 file, or its first bytes are damaged; {again}")
     try:

@@ -281,6 +281,9 @@ def _shown(nwb: NWBFile, trials: pd.DataFrame, stimuli: pd.DataFrame, pictures: 
             if image.max(initial=-1) >= many:                           # it counts from 1, or something else
                 beyond.append(f"{column} (up to {image.max():g})")
             elif (image == np.floor(image)).all():
+                if many > 1 and image[image >= 0].min(initial=many) == 1:
+                    warnings.warn(f"{column} never names picture 0 of {many} and begins at 1: it is taken to count "
+                                  "from 0; if it counts from 1, every picture is its neighbour", stacklevel=2)
                 rows = table if table is stimuli else table[["start", "stop"]]
                 return rows.assign(image=image.astype(np.int64)).reset_index(drop=True)
     if beyond:

@@ -185,4 +185,8 @@ def _events(table: TimeIntervals, left: list[str]) -> pd.DataFrame:
     left += [f"{table.name}.{name}" for name in behind]
     rows = {"start": found.pop("start_time").astype(np.float64), "stop": found.pop("stop_time").astype(np.float64)}
     rows |= {name + "_" * (name in rows): values for name, values in found.items()}
-    return pd.DataFrame(rows).infer_objects().sort_values("start", kind="stable", ignore_index=True)
+    back = rows["stop"] < rows["start"]
+    if back.any():
+        warnings.warn(f"{back.sum():,} of {len(back):,} rows of the table {table.name!r} stop before they start and "
+                      "are left out; stop_time must be a time in seconds, no duration", stacklevel=3)
+    return pd.DataFrame(rows)[~back].infer_objects().sort_values("start", kind="stable", ignore_index=True)

@@ -146,6 +146,9 @@ def _by_cluster(file: Path, numbers: np.ndarray) -> pd.DataFrame:
     if key is None or table[key].duplicated().any():
         raise BadRecording(f"{file} needs a column cluster_id with one row a cluster; it has "
                            f"{', '.join(table) if key is None else 'a cluster twice'}")
+    if len(table) and not table[key].isin(numbers).any():
+        warnings.warn(f"{file}: none of its {len(table):,} rows names a cluster that has spikes here, so it tells "
+                      f"nothing; {key} must be the sorter's numbers", stacklevel=4)
     return table.set_index(key).reindex(numbers)
 
 

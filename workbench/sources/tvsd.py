@@ -106,6 +106,11 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise BadRecording(f"{path} is damaged or only a part of the file ({error}); download it again") from None
 
 
+def beside(path: Path) -> list[Path]:
+    """The companions that are read with the file: when one of them changes, a converted copy is made anew."""
+    return [file for name in (IMAGES, MAP) if (file := path.parent / name).is_file()]
+
+
 def _beside(path: Path, name: str) -> Path:
     found = path.parent / name
     if not found.is_file():

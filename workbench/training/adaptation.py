@@ -33,7 +33,7 @@ from workbench.session import Session
 from workbench.training.loop import Diverged, learning_rate
 from workbench.training.recipe import Optim
 from workbench.training.rows import RowAdam, alike
-from workbench.windows import RandomWindows
+from workbench.windows import RandomWindows, locked
 
 WAYS = ("identify", "finetune", "stitcher", "identity")
 
@@ -121,7 +121,9 @@ def _copy_rows(tables: Sequence[Vocabulary], session: Session, like: Session | s
     """Give the session's units, and the session, the rows of those that they are like."""
     if not tables:
         raise CannotAdapt("this model keeps no rows of units that could be lent; leave like= out")
-    known = next(t for t in tables if t.kind == "unit")
+    known = next((t for t in tables if t.kind == "unit"), None)
+    if known is None:
+        raise CannotAdapt("this model keeps rows of sessions alone, none of units that could be lent; leave like= out")
     if isinstance(like, str):
         ids = [word.removeprefix(f"{like}/") for word in known.words if word.startswith(f"{like}/")]
         there, here, like_id = ids, session.units["id"], like
@@ -146,7 +148,8 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
            steps: int, batch_size: int, lr: float, rest_lr: float, seed: int) -> tuple[float, int]:
     """Train the session's rows, and from a third of the steps on the rest where `staged`; last loss, free numbers."""
     targets = (model.target,) if getattr(model, "target", None) else ()
-    windows = RandomWindows([session], [intervals], duration=model.window, batch_size=batch_size, seed=seed,
+    where = locked(intervals, session.get_series(model.target).times, model.window) if model.locked else intervals
+    windows = RandomWindows([session], [where], duration=model.window, batch_size=batch_size, seed=seed,
                             targets=targets, also=model.reads,
                             align=targets[0] if targets and model.bin_size else None)
     rows = [table.weight for table in tables]

@@ -27,7 +27,10 @@ class CannotSave(WorkbenchError, OSError):
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
-    """Write the state of training in one step, then drop all but the last two. CannotSave: those before stay whole."""
+    """Write the state of training in one step, then drop all but the last two. CannotSave: those before stay whole.
+
+    Of a later step there are only those that `newest` could not read; they stay, and count for nothing.
+    """
     path = folder / f"step-{state['step']:09d}.pt"
     try:
         storage.write(path, lambda file: torch.save(state, file))
@@ -37,7 +40,7 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
         at = f"step {before[-1]}" if before else "the start"
         raise CannotSave(f"the checkpoint of step {state['step']} could not be written to {folder} ({why}); make room "
                          f"there, and run.resume() goes on from {at}") from error
-    for old in listed(folder)[:-KEPT]:
+    for old in [old for old in listed(folder) if old.name <= path.name][:-KEPT]:
         old.unlink(missing_ok=True)
     return path
 

@@ -175,14 +175,17 @@ def fit(model: nn.Module, batches: Callable[[int], Any], recipe: Recipe, folder:
 
 
 def _gradient(losses_of: precision.LossOf, batch: SpikeBatch, pieces: int) -> precision.Losses:
-    """The losses of a batch, whose gradient is left in the weights; in `pieces`, one after the other, their means."""
-    told: dict[str, torch.Tensor] = {}
+    """The losses of a batch, whose gradient is left in the weights; in `pieces`, one after the other: of each loss the
+    mean over the pieces that have it.
+    """
+    told: dict[str, list[torch.Tensor]] = {}
     for piece in range(pieces):
         which = torch.arange(piece, len(batch), pieces, device=batch.device)
         losses = losses_of(batch if pieces == 1 else batch.take(which))
         (losses["loss"] / pieces).backward()
-        told = {name: told.get(name, 0.0) + value.detach() / pieces for name, value in losses.items()}
-    return told
+        for name, value in losses.items():
+            told.setdefault(name, []).append(value.detach())
+    return {name: torch.stack(values).mean() for name, values in told.items()}
 
 
 def _memory(device: torch.device) -> Callable[[], float]:
@@ -194,12 +197,13 @@ def _memory(device: torch.device) -> Callable[[], float]:
 
 
 def fastest_threads(model: nn.Module, batches: Callable[[int], Any], losses_of: precision.LossOf) -> int:
-    """How many threads train this model fastest on this machine now; weights and random numbers stay as they are.
+    """How many threads train this model fastest on this machine now; the model and random numbers stay as they are.
 
     Threads wait for each other at every operation, so on a machine that is busy with something else two of them can be
     ten times slower than one.
     """
     most, state, spent = torch.get_num_threads(), torch.get_rng_state(), {}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # what a model counts or averages in training
     tried = sorted({most, *(n for n in (1, 2, 4, 8) if n < most)})
     for threads in tried if most > 1 else ():
         torch.set_num_threads(threads)
@@ -208,6 +212,8 @@ def fastest_threads(model: nn.Module, batches: Callable[[int], Any], losses_of: 
             losses_of(batches(k))["loss"].backward()
             spent.setdefault(threads, []).append(time.perf_counter() - start)
     model.zero_grad(set_to_none=True)
+    for buffer, before in buffers:
+        buffer.copy_(before)
     torch.set_rng_state(state)
     torch.set_num_threads(most)
     return min(spent, key=lambda n: sorted(spent[n][1:])[1]) if spent else most

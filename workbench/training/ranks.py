@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -95,13 +96,15 @@ class Ranks:
         return {p: one for p, one in rows.items() if 2 * len(one) < len(p)}
 
     def average(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """The mean of every number over ranks."""
+        """The mean of every number over the ranks that have it: a mode or a task may be in one rank's share alone."""
+        own = {name: value.item() for name, value in values.items()}
         if self.size == 1:
-            return {name: value.item() for name, value in values.items()}
-        numbers = torch.stack([value.detach().float() for value in values.values()])
+            return own
+        said: list[dict[str, float]] = [{}] * self.size
         with _together():
-            distributed.all_reduce(numbers)
-        return dict(zip(values, (numbers / self.size).tolist(), strict=True))
+            distributed.all_gather_object(said, own)
+        names = dict.fromkeys(name for each in said for name in each)
+        return {name: fmean(each[name] for each in said if name in each) for name in names}
 
     def agree(self, value: Any) -> Any:
         """What rank 0 says, on every rank; plain data."""
