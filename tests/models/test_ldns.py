@@ -18,7 +18,7 @@ def small(**settings) -> LDNS:
 
 
 def test_the_denoiser_is_about_as_large_as_the_published_one():
-    model = LDNS(units=[], sessions=[], **LDNS.SIZES["monkey"])
+    model = LDNS(units=[], sessions=[])
     assert parameters(model.denoiser) == pytest.approx(2.7e6, rel=0.1)
 
 

@@ -132,6 +132,6 @@ def test_impossible_requests_are_told_in_one_sentence():
     assert build("ndt1", ratio=0, held_out=HELD_OUT).loss(read(build("ndt1"), [0], [1.0]))["loss"] > 0
     with pytest.raises(WorkbenchError, match="3 heads do not divide a width of 32; choose heads that do"):
         build("ndt1", heads=3)
-    with pytest.raises(UnknownName, match="no mask 'times'; did you mean time"):
-        model = build("ndt1", mask="times")
-        model.loss(read(model, [0], [1.0]))
+    for mask in ("times", "intra_region"):
+        with pytest.raises(UnknownName, match=f"no mask '{mask}' in the masks of a model that knows no regions"):
+            build("ndt1", mask=mask)
