@@ -38,7 +38,7 @@ class Grid:
 
     def show(self, start: float, stop: float) -> None:
         """The seconds that all pictures show, and do not leave."""
-        self.x.update(start=start, end=stop, bounds=(start, stop))
+        self.x.update(bounds=(start, stop), start=start, end=stop)      # in this order: a browser keeps to the old ones
 
     def picture(self, labelled: bool = False):
         """A figure of all units; lines between regions, whose names are beside it where `labelled`."""

@@ -258,6 +258,12 @@ def test_pixels_are_drawn_and_a_box_dragged_with_the_mouse_becomes_the_mask(addr
     assert made[-1].mode == DRAWN and made[-1].box is not None
     assert (np.abs(colours(pictures.nth(2).screenshot()) - before[2]).max(axis=2) > 30).mean() > 0.02
     page.get_by_role("button", name="Draw again").wait_for()
+    page.get_by_role("button", name="Later").click()
+    page.wait_for_timeout(2500)
+    ends = page.evaluate("""() => [...Bokeh.documents].flatMap(d => [...d._all_models.values()]).filter(
+        m => m.type == "Range1d" && m.bounds && m.bounds[0] > 0).map(m => m.end - m.start)""")
+    assert ends and min(ends) > 0, "the next window is drawn, not a range of no seconds"
+    assert all((colours(pictures.nth(i).screenshot()).std(axis=2) > 15).mean() > 0.03 for i in range(3))
 
 
 def test_the_address_brings_back_the_view_and_draw_again_changes_it(hub, page, tmp_path):

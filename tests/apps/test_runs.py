@@ -314,11 +314,28 @@ def test_a_loss_that_is_no_number_is_one_red_sentence(tmp_path, monkeypatch):
 
 
 def test_in_a_browser_a_row_is_clicked_and_its_run_shown(hub, page, tmp_path):
+    folder_of_a_run(tmp_path / "bare", rows=3, step=3, steps=1000, started=3)
     for name, started in (("one", 2), ("other", 1)):
         path = folder_of_a_run(tmp_path / name, rows=20, step=20, steps=1000, started=started)
         (path / "model").mkdir()
+        for step in range(21, 30):
+            storage.append(path / "metrics.jsonl", {"step": step, "loss": 1 / step, "valid": step / 40})
+        for place in [path, *(path / "baselines" / kind for kind in ("gru", "ridge") if name == "one")]:
+            storage.write_json(place / "scores.json", {"scores": {"hand_vel": {"r2": 0.7}},
+                                                       "protocol": {"target": "hand_vel"}})
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(f"{hub}/apps?app=runs&folder={quote_plus(str(tmp_path))}")
+    page.locator("code", has_text=str(tmp_path / "bare")).wait_for()
+    page.locator("tr", has_text="one").click()
     page.locator("code", has_text=str(tmp_path / "one")).wait_for()
     page.locator("tr", has_text="other").click()
     page.locator("code", has_text=str(tmp_path / "other")).wait_for()
     page.locator(f'a[href="?app=latents&run={quote_plus(str(tmp_path / "other"))}"]').wait_for()
+    for name in ("one", "other", "one"):                                # dashed lines of baselines come and go
+        page.locator("tr", has_text=name).last.click()
+        page.wait_for_timeout(1000)
+        page.locator("code", has_text=str(tmp_path / name)).wait_for()
+        page.locator(f'a[href="?app=latents&run={quote_plus(str(tmp_path / name))}"]').wait_for()
+    assert not [text for text in said if "view for" in text], "the browser draws all that it is sent"

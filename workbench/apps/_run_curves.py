@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import panel as pn
-from bokeh.models import BasicTickFormatter, ColumnDataSource, FixedTicker, HoverTool, Range1d, Span
+from bokeh.models import BasicTickFormatter, ColumnDataSource, FixedTicker, HoverTool, Range1d
 from bokeh.plotting import figure
 
 from workbench.display import Text
@@ -50,6 +50,9 @@ class Curves(pn.viewable.Viewer):
             self._dots.append(plot.scatter("step", name, source=source, color=COLORS["this run"], size=5))
         self.score = figure(height=440, tools=TOOLS, x_range=self._loss.x_range, x_axis_label="step",
                             y_range=Range1d(-0.1, 1.0), **share)
+        # No Span: where some leave and others come at once, a browser loses all that was sent with them.
+        self._dashes = blank("y", "color")
+        self.score.hspan("y", source=self._dashes, line_color="color", line_dash="dashed", line_width=2)
         thin = self.score.multi_line("steps", "scores", source=self.each, color="color", line_width=1)
         thick = self.score.line("step", "valid", source=self.valid, color=COLORS["this run"], line_width=2.5)
         self._marks = self.score.scatter("step", "valid", source=self.valid, color=COLORS["this run"], size=6)
@@ -74,7 +77,7 @@ class Curves(pn.viewable.Viewer):
         """Blank everything, as for a run that has no row yet."""
         self.newest: dict[str, Any] = {}
         self.dashed: dict[str, float] = {}
-        self.score.center = [r for r in self.score.center if not isinstance(r, Span)]
+        self._dashes.data = {"y": [], "color": []}
         self._forget()
         self._draw("")
 
@@ -117,8 +120,7 @@ class Curves(pn.viewable.Viewer):
         self.dashed[name] = score
         if shown:
             self.score.visible = True
-            self.score.add_layout(Span(location=score, dimension="width", line_dash="dashed", line_width=2,
-                                       line_color=COLORS.get(name, OTHER)))
+            self._dashes.stream({"y": [score], "color": [COLORS.get(name, OTHER)]})
 
     def _draw(self, name: str | None) -> None:
         steps = np.array(self._step, int)
@@ -139,7 +141,7 @@ class Curves(pn.viewable.Viewer):
         self.valid.data = {"step": [s for s, _, _ in self._scores], "valid": [v for _, v, _ in self._scores]}
         self._draw_sessions(name)
         self._scale(name)
-        self.score.visible = bool(self._scores) or any(isinstance(part, Span) for part in self.score.center)
+        self.score.visible = bool(self._scores) or bool(len(self._dashes.data["y"]))
         self._view.visible = bool(len(steps))
 
     def _draw_sessions(self, name: str | None) -> None:

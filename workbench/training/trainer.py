@@ -297,7 +297,8 @@ def _target(recipe: Recipe, sessions: list[Session], needed: bool) -> str | None
         return recipe.target
     if not any(s.series for s in sessions):
         names = ", ".join(s.id for s in sessions)
-        raise CannotTrain(f"{names} has no behaviour to decode: there is no series beside the spikes")
+        raise CannotTrain(f"{names} has no behaviour to decode: there is no series beside the spikes" +
+                          ("" if needed else "; say target=null to learn from spikes alone"))
     if recipe.target is None:
         if len(there) == 1:
             return there.pop()
