@@ -479,30 +479,28 @@ def test_cells_of_a_second_plane_are_no_units_and_that_is_said(store):
     assert session.units["id"].tolist() == ["102", "100"] and session.series["dF/F_z"].columns == ("7",)
 
 
-def test_pictures_counted_from_one_are_not_taken_for_the_next_ones(store):
+def shown_one_to_three(many: int) -> NWBFile:
+    """Trials that say 1, 2, 3 of so many pictures."""
     nwb = add_units(lab_file(), region=["a"] * 3)
     nwb.add_stimulus_template(
-        ImageSeries(name="scenes", data=np.zeros((3, 4, 5), np.uint8), unit="n.a.", format="raw", rate=1.0)
+        ImageSeries(name="scenes", data=np.zeros((many, 4, 5), np.uint8), unit="n.a.", format="raw", rate=1.0)
     )
-    nwb.add_trial_column("image", "1 is the first")
+    nwb.add_trial_column("image", "a number")
     for i in range(3):
         nwb.add_trial(start_time=float(i), stop_time=i + 0.5, image=i + 1)
+    return nwb
+
+
+def test_pictures_counted_from_one_are_not_taken_for_the_next_ones(store):
     with pytest.warns(UserWarning, match=r"'scenes' has 3, counted from 0, and image \(up to 3\) counts otherwise"):
-        session = Session.from_nwb(store(nwb))
+        session = Session.from_nwb(store(shown_one_to_three(3)))
     assert "image" not in session.stimuli and session.trials["image"].tolist() == [1, 2, 3]
 
 
 def test_pictures_that_begin_at_one_are_read_from_zero_and_that_is_told(store):
     """With the last one never shown they may count from 1; nothing in the file says so."""
-    nwb = add_units(lab_file(), region=["a"] * 3)
-    nwb.add_stimulus_template(
-        ImageSeries(name="scenes", data=np.zeros((4, 4, 5), np.uint8), unit="n.a.", format="raw", rate=1.0)
-    )
-    nwb.add_trial_column("image", "no one knows")
-    for i in range(3):
-        nwb.add_trial(start_time=float(i), stop_time=i + 0.5, image=i + 1)
     with pytest.warns(UserWarning, match=r"image never names picture 0 of 4 and begins at 1"):
-        assert Session.from_nwb(store(nwb)).stimuli["image"].tolist() == [1, 2, 3]
+        assert Session.from_nwb(store(shown_one_to_three(4))).stimuli["image"].tolist() == [1, 2, 3]
 
 
 def test_pictures_are_read_when_asked_for_and_trials_say_which(store):

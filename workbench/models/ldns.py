@@ -42,8 +42,8 @@ class LDNS(Masked):
     """units, sessions and held_out are names ('<session id>/<unit id>'); bin_size and window in seconds.
 
     latents: their number; dim, depth: of the autoencoder; denoiser_dim, denoiser_depth, steps: of the diffusion; drop:
-    the share of entries that a step hides; shrink, smooth: penalties of the latents. Defaults are the
-    monkey's model of the paper.
+    the share of entries that a step hides; shrink, smooth: penalties of the latents. Defaults: the
+    paper's model of the monkey.
     """
 
     name = "ldns"
