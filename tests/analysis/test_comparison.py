@@ -92,9 +92,35 @@ def test_an_interrupted_comparison_goes_on(folder, monkeypatch):
     assert ask().equals(run.scores()) and runs(folder).loc[str(place), "recipe"] == "comparison"
 
 
+def test_an_adaptation_tells_its_steps_and_is_stopped_like_a_training(folder, monkeypatch):
+    place, beat, told = folder / "six", reporter.Reporter.__call__, []
+
+    def stop_at_3(report, **fields):
+        beat(report, **fields)
+        if fields.get("part_steps") == 50:
+            told.append((report.status["stage"], fields["part_step"]))
+            if fields["part_step"] == 3:
+                (report.folder / "STOP").touch()
+
+    ask = lambda: compare([recipe("gru")], SESSION, target="vel", budget=4, adapt_to=OTHER, labels=10.0,
+                          adapt={"steps": 50}, folder=place)
+    monkeypatch.setattr(reporter.Reporter, "__call__", stop_at_3)
+    with pytest.raises(Stopped, match="after 0 of 1 runs"):
+        ask()
+    monkeypatch.undo()
+    assert told == [("measuring gru: adapting to other", step) for step in (1, 2, 3)]
+    assert Run(place).state == "stopped" and Run(place / "gru").state == "finished"
+    assert ask().loc["gru", "adapt_how"] == "identify"
+
+
+def test_one_model_needs_no_list(folder):
+    assert compare("ridge", SESSION, target="vel", folder=folder / "alone").index.tolist() == ["ridge"]
+
+
 def test_a_finished_run_joins_where_it_had_the_same_split_and_no_other(table, folder):
     run = folder / "one" / "gru"
     joined = compare({"before": run}, SESSION, target="vel", folder=folder / "three")
+    assert runs(folder).loc[str(folder / "three"), ["model", "data"]].tolist() == ["gru", "here.h5"]
     assert joined.loc["before", "r2"] == table.loc["gru", "r2"] and joined.loc["before", "run"] == str(run)
     with pytest.raises(CannotCompare, match="another split"):
         compare([run], SESSION, target="vel", split={"test": 0.3}, folder=folder / "four")
@@ -107,7 +133,7 @@ def test_a_model_that_cannot_be_trained_is_told_in_its_row_and_the_others_go_on(
     assert Run(folder / "five").state == "failed" and "bad, because" in Run(folder / "five").error
 
 
-def test_other_conditions_and_unknown_models_are_refused(table, folder):
+def test_other_conditions_and_unknown_models_are_refused(table, folder, tmp_path):
     with pytest.raises(OtherRuns, match="seed is 0 there and 1 here"):
         compare(["ridge"], SESSION, target="vel", budget=24, adapt_to=OTHER, labels=10.0, seed=1,
                 adapt={"steps": 5}, folder=folder / "one")
@@ -118,6 +144,11 @@ def test_other_conditions_and_unknown_models_are_refused(table, folder):
                 adapt={"steps": 5}, folder=folder / "one")
     with pytest.raises(CannotCompare, match="two of the models are called 'gru'"):
         compare([recipe("gru"), recipe("gru")], SESSION, folder=folder / "six")
+    several = tmp_path / "several"
+    for one in (SESSION, OTHER):
+        one.save(several / f"{one.id}.h5")
+    with pytest.raises(CannotCompare, match=r"adapt_to=.*several'\) holds 2 recordings \(here, other, …\); choose one"):
+        compare("ridge", SESSION, adapt_to=several, folder=folder / "seven")
     with pytest.raises(UnknownName, match="no model 'gruu'"):
         compare(["gruu"], SESSION, folder=folder / "seven")
 

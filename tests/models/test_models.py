@@ -1,5 +1,7 @@
 """What every model promises, whichever it is."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from workbench import models
 from workbench.analysis.decoding import score
 from workbench.batch import Reader
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.models import base
 from workbench.session import Series, Session
 from workbench.windows import RandomWindows, split
 
@@ -30,6 +33,55 @@ def tuned(name: str = "tuned", seed: int = 0, seconds: float = 60.0, lag: float 
     return Session(id=name, spike_times=times[order], spike_units=np.repeat(units, repeat)[order], simulated=True,
                    units=pd.DataFrame({"id": [f"u{i}" for i in range(20)]}), intervals=[[0, seconds]],
                    series={"vel": Series(clock + lag, velocity, "m/s")})
+
+
+def test_a_model_is_built_for_sessions_or_for_one_and_says_what_it_lacks():
+    one = models.build("gru", tuned(), target="vel", dim=8)
+    assert one.state_dict().keys() == models.build("gru", [tuned()], target="vel", dim=8).state_dict().keys()
+    with pytest.raises(WorkbenchError, match="'gru' needs target=; there are the series vel in 'tuned'"):
+        models.build("gru", [tuned()])
+    for nothing in ([], "day2.nwb", ["day2.nwb"]):
+        with pytest.raises(WorkbenchError, match=r"'gru' is built for Sessions, not for \[.*\]; open them first"):
+            models.build("gru", nothing, target="vel")
+
+
+def test_a_saved_model_is_found_by_its_folder_its_run_or_its_page(tmp_path, monkeypatch):
+    gru = models.build("gru", [tuned()], target="vel", dim=8)
+    gru.save_pretrained(tmp_path / "run" / "model")
+    same = lambda other: all(torch.equal(value, other.state_dict()[key]) for key, value in gru.state_dict().items())
+    assert same(models.load(tmp_path / "run")) and same(models.GRU.from_pretrained(tmp_path / "run" / "model"))
+    asked = []
+    monkeypatch.setattr(base, "snapshot_download", lambda page, **how: asked.append((page, how.get("revision"))) or
+                        str(tmp_path / "run" / "model"))
+    assert same(models.load("some/page", revision="v1")) and asked == [("some/page", "v1")]
+
+
+def test_what_is_no_model_of_that_kind_is_one_sentence(tmp_path, monkeypatch):
+    folder = tmp_path / "gru"
+    models.build("gru", [tuned()], target="vel", dim=8).save_pretrained(folder)
+    with pytest.raises(WorkbenchError, match="gru holds a 'gru' model, not a 'poyo'; give the folder of one"):
+        models.POYO.from_pretrained(folder)
+    monkeypatch.setattr(base, "snapshot_download", lambda *_, **__: pytest.fail("asked the network for a folder"))
+    for missing in (tmp_path, tmp_path / "none", f"{tmp_path.name}/none/model"):
+        with pytest.raises(WorkbenchError, match=r"no model at .*; give the folder"):
+            models.load(missing)
+
+    def unreachable(*_, **__):
+        raise OSError("no route\nto host")
+    monkeypatch.setattr(base, "snapshot_download", unreachable)
+    with pytest.raises(WorkbenchError, match=r"no model 'some/page': .* \(no route to host\)"):
+        models.load("some/page")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dim": 16}))
+    with pytest.raises(WorkbenchError, match=r"'gru' in .* cannot be read: .* size mismatch"):
+        models.load(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    with pytest.raises(WorkbenchError, match=r"'gru' in .* cannot be read"):
+        models.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(WorkbenchError, match=r"config.json does not say which model it is of"):
+        models.load(folder)
 
 
 def trained(name: str, sessions: list[Session], steps: int):

@@ -77,7 +77,7 @@ def test_windows_of_different_numbers_of_samples_are_told_apart():
 def test_impossible_settings_are_refused(tmp_path):
     with pytest.raises(UnknownName, match="no readout 'query' in the readouts of NeuroBridge"):
         build(encoder=ENCODER, readout="query")
-    with pytest.raises(WorkbenchError, match=r"no NeuroBridge at .*; give the folder"):
+    with pytest.raises(WorkbenchError, match=r"no model at .*; give the folder"):
         build(pretrained=str(tmp_path))
     with pytest.raises(WorkbenchError, match="a pretrained encoder has its own settings"):
         build(pretrained=str(tmp_path), encoder=ENCODER)

@@ -51,6 +51,31 @@ def tables(model) -> dict[str, int]:
             and hasattr(m, "words")}
 
 
+def test_a_session_may_be_named_and_what_is_no_model_is_told(tmp_path):
+    model = fresh("gru")
+    assert adapt(model, NEW.save(tmp_path / "new.h5"), steps=1, batch_size=4).session == "new"
+    with pytest.raises(UnknownName, match="no dataset 'nobody'"):
+        adapt(model, "nobody", steps=1)
+    with pytest.raises(CannotAdapt, match=r"is no model; give the model itself .*run.model\(\)"):
+        adapt(tmp_path, NEW)
+
+
+def test_steps_are_told_and_what_is_raised_then_ends_it(model):
+    told, learn = [], [name for name, p in model.named_parameters() if p.requires_grad]
+
+    def stop(status):
+        told.append(status["step"])
+        if status["step"] == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        adapt(model, NEW, steps=9, batch_size=4, on_step=stop)
+    assert told == [1, 2, 3] and not model.training
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == learn
+    adapt(model, NEW, steps=2, batch_size=4, on_step=lambda status: told.append(status["steps"]))
+    assert told == [1, 2, 3, 2, 2]
+
+
 def test_new_rows_alone_make_a_trained_model_decode_a_new_session():
     model = trained()
     adapt(model, NEW, intervals=PARTS["train"], steps=0)

@@ -11,7 +11,7 @@ what is not trained yet, from the last checkpoint on, and measures what has no r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ["r2", "r2_causal", "bits_per_spike", "parameters", "steps", "step_ms", "train_s", "latency_ms", "adapt_how",
            "adapt_s", "adapt_parameters", "adapt_r2", "run", "error"]
+Model = str | Path | Recipe | Run
 EVERY = 0.05                                                            # seconds between two live predictions
 
 
@@ -41,14 +42,15 @@ class CannotCompare(WorkbenchError, ValueError):
     """Models that were not, or could not be, measured under the same conditions."""
 
 
-def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Path | Recipe | Run],
+def compare(models: Model | Sequence[Model] | Mapping[str, Model],
             sessions: str | Path | Session | Iterable[str | Path | Session], *, target: str | None = None,
             budget: int | Mapping[str, Any] | None = None, split: Mapping[str, Any] | None = None, seed: int = 0,
             adapt_to: str | Path | Session | None = None, labels: float = 120.0,
             adapt: Mapping[str, Any] | None = None, folder: str | Path | None = None) -> pd.DataFrame:
     """Train (or load) every model on the same recordings and return one row a model; see `plot`.
 
-    models     names of models or shipped recipes, recipe files, Recipes, folders of finished runs; or {label: one}
+    models     names of models or shipped recipes, recipe files, Recipes, folders of finished runs; or {label: one}, or
+               just one
     sessions   catalog names, paths, or Sessions
     target     the series to decode, or to probe for in models that decode nothing
     budget     steps for every model, or settings of `Recipe.budget`; None: what each recipe has
@@ -64,6 +66,9 @@ def compare(models: Sequence[str | Path | Recipe | Run] | Mapping[str, str | Pat
     """
     folder = Path(folder).expanduser() if folder is not None else new_folder("compare")
     data, new = _kept(sessions, folder), None if adapt_to is None else _kept(adapt_to, folder)
+    if new and len(found := open_recordings(new)) > 1:
+        raise CannotCompare(f"adapt_to={adapt_to!r} holds {len(found)} recordings ({found[0].id}, {found[1].id}, …); "
+                            "choose one")
     same: dict[str, Any] = {"data": data, "target": target, "split": dict(split or {}), "seed": seed}
     if isinstance(budget, int):                                         # eight looks, whatever a recipe's own rhythm
         budget = {"steps": budget, "eval_every": max(budget // 8, 1)}
@@ -129,8 +134,8 @@ def latency(model, session: Session, *, number: int = 40) -> float:
     return 1000 * float(np.median(spent[number // 4:]))                # the first ones warm up
 
 
-def row(run: Run, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What one model's row says of its finished run, under the conditions of the plan."""
+def row(run: Run, plan: Mapping[str, Any], on_step: Callable[[dict], None]) -> dict[str, Any]:
+    """What one model's row says of its finished run, under the conditions of the plan; `on_step` as of `adapt`."""
     conditions, result, metrics = plan["conditions"], run.result(), run.metrics()
     protocol = result["protocol"]
     scores = result["scores"].get(protocol["target"], {})
@@ -139,7 +144,7 @@ def row(run: Run, plan: Mapping[str, Any]) -> dict[str, Any]:
            "parameters": protocol["parameters"], "steps": protocol["steps"], "train_s": protocol["wall_s"],
            "step_ms": 1000 * metrics["seconds"].diff().median() if "seconds" in metrics else None,
            "latency_ms": latency(run.model(), open_recordings(conditions["data"])[0]), "run": str(run.path)}
-    return row | (_adaptation(run, conditions) if conditions["adapt_to"] else {})
+    return row | (_adaptation(run, conditions, on_step) if conditions["adapt_to"] else {})
 
 
 def _check_run(run: Run, sessions: Sequence[Session], same: dict) -> None:
@@ -151,7 +156,7 @@ def _check_run(run: Run, sessions: Sequence[Session], same: dict) -> None:
                             "comparison's; train it anew (give its recipe), or compare it elsewhere")
 
 
-def _adaptation(run: Run, conditions: Mapping[str, Any]) -> dict[str, Any]:
+def _adaptation(run: Run, conditions: Mapping[str, Any], on_step: Callable[[dict], None]) -> dict[str, Any]:
     """What a new session costs, by the way that this model has, and what it is worth there."""
     from workbench.analysis.decoding import score
     from workbench.training.adaptation import CannotAdapt, adapt
@@ -161,7 +166,8 @@ def _adaptation(run: Run, conditions: Mapping[str, Any]) -> dict[str, Any]:
     known = overlap(parts["train"], np.array([[begin, begin + conditions["labels"]]]))
     how = {"how": "identity" if hasattr(model, "identify") else "identify", **conditions["adapt"]}
     try:
-        found = adapt(model, session, **how, intervals=known)
+        found = adapt(model, session, **how, intervals=known,
+                      on_step=lambda status: on_step({"stage": f"adapting to {session.id}", **status}))
     except WorkbenchError as error:
         return {"adapt_how": "none" if isinstance(error, CannotAdapt) else f"failed: {error}"}
     worth = score(model, [session], [parts["test"]], model.target)["r2"] if model.decodes else None
@@ -175,10 +181,11 @@ def _device(run: Run) -> str:
     return device if device != "cuda" or torch.cuda.is_available() else "cpu"
 
 
-def _labelled(models: Sequence | Mapping) -> dict[str, Any]:
+def _labelled(models: Any) -> dict[str, Any]:
     """label → what was asked for. A label is the name of a folder."""
     if isinstance(models, Mapping):
         return dict(models)
+    models = [models] if isinstance(models, Model) else models
     labels = [what if isinstance(what, str) and not Path(what).exists() else
               what.name if isinstance(what, Recipe) else
               Path(getattr(what, "path", what)).name.removesuffix(".yaml") for what in models]
@@ -188,7 +195,7 @@ def _labelled(models: Sequence | Mapping) -> dict[str, Any]:
     return dict(zip(labels, models, strict=True))
 
 
-def _recipe_or_run(what: str | Path | Recipe | Run, same: dict, budget: Mapping | None) -> Recipe | Run:
+def _recipe_or_run(what: Model, same: dict, budget: Mapping | None) -> Recipe | Run:
     """A finished run as it is, everything else as a recipe under the conditions of this comparison."""
     from workbench import models
     if isinstance(what, Run) or (not isinstance(what, Recipe) and (Path(what) / "recipe.yaml").is_file()):

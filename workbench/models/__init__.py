@@ -7,10 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.session import Session
 
 _MODELS = {"poyo": "POYO", "ridge": "Ridge", "mlp": "MLP", "gru": "GRU",
            "ndt1": "NDT1", "stndt": "STNDT", "ndt2": "NDT2", "ndt3": "NDT3",
@@ -51,9 +53,18 @@ def available() -> dict[str, list[str]]:
     return {name: [verb for verb in _VERBS if getattr(get(name), verb)] for name in (*here, *_OWN)}
 
 
-def build(name: str, sessions: Sequence, **settings):
-    """A new model for these sessions; settings that the model does not know are refused by name."""
+def build(name: str, sessions: Session | Sequence[Session], **settings):
+    """A new model for these sessions, or this one; settings that it does not know, or lacks, are refused by name."""
     check(name, settings)
+    sessions = [sessions] if isinstance(sessions, Session | str | Path) else list(sessions)
+    if not sessions or not all(isinstance(s, Session) for s in sessions):
+        raise WorkbenchError(f"model {name!r} is built for Sessions, not for {sessions!r}; open them first, with "
+                             "open_catalog().open or Session.open")
+    wanted = [key for key, of in signature(get(name).for_sessions).parameters.items() if of.default is Parameter.empty
+              and of.kind is Parameter.KEYWORD_ONLY and key not in settings]
+    if wanted:
+        raise WorkbenchError(f"model {name!r} needs {', '.join(f'{key}=' for key in wanted)}; there are the series "
+                             f"{', '.join(sessions[0].series) or 'none'} in {sessions[0].id!r}")
     return get(name).for_sessions(sessions, **settings)
 
 
@@ -74,12 +85,16 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
             raise WorkbenchError(f"{key} of model {name!r} is 0; give seconds above 0")
 
 
-def load(folder: str | Path):
-    """The model that `save_pretrained` wrote into a folder, whichever it is."""
-    config = Path(folder) / "config.json"
-    if not config.is_file():
-        raise WorkbenchError(f"no model at {folder}: it has no config.json; give the folder that save_pretrained wrote")
-    return get(json.loads(config.read_text())["model"]).from_pretrained(folder)
+def load(where: str | Path, **hub):
+    """The model that `save_pretrained` wrote, whichever it is; where: as of `workbench.models.base.saved`."""
+    from workbench.models.base import saved
+    config = saved(where, **hub) / "config.json"
+    try:
+        name = json.loads(config.read_text())["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkbenchError(f"{config} does not say which model it is of; give a folder that save_pretrained "
+                             "wrote") from error
+    return get(name).from_pretrained(config.parent)
 
 
 def __getattr__(name: str):

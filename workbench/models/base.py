@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -109,7 +111,21 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
                   Path(save_directory) / "model.safetensors")
 
     @classmethod
-    def _from_pretrained(cls, **where) -> SpikeModel:
+    def from_pretrained(cls, where: str | Path, **hub) -> SpikeModel:
+        """The saved model that `saved`(where, **hub) finds. WorkbenchError for another one, or one that is damaged."""
+        folder = saved(where, **hub)
+        try:
+            return super().from_pretrained(folder)
+        except (RuntimeError, TypeError, ValueError, OSError, SafetensorError) as error:
+            said = " ".join(str(error).split())
+            raise WorkbenchError(f"the {cls.name!r} in {folder} cannot be read: its weights and its config.json are "
+                                 f"damaged or not of each other ({said[:200]}); save it again") from error
+
+    @classmethod
+    def _from_pretrained(cls, *, config: dict, **where) -> SpikeModel:
+        if config.get("model") != cls.name:
+            raise WorkbenchError(f"{where['model_id']} holds a {config.get('model')!r} model, not a {cls.name!r}; give "
+                                 "the folder of one, or read it by workbench.models.load, whichever it is")
         with redirect_stdout(None):                                     # the hub's own way prints a line
             return super()._from_pretrained(**where | {"strict": True})          # a weight that is missing is told
 
@@ -120,6 +136,28 @@ class SpikeModel(nn.Module, PyTorchModelHubMixin):
         config = json.loads(path.read_text())
         path.write_text(json.dumps({"model": self.name, **config}, indent=2))
         return result
+
+
+def saved(where: str | Path, **hub) -> Path:
+    """The folder of a saved model: the one that `save_pretrained` wrote, a finished run's, or a page's of the hub.
+
+    where: the folder, that of the run, or 'owner/name'; hub: what `huggingface_hub.snapshot_download` is to know of
+    the page (revision, token, …). WorkbenchError where there is none.
+    """
+    folder = Path(where).expanduser()
+    found = next((place for place in (folder, folder / "model") if (place / "config.json").is_file()), None)
+    if found:
+        return found
+    # Another folder beside it, so that this was to be one too: nothing is asked of the network.
+    if folder.exists() or folder.parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)):
+        raise WorkbenchError(f"no model at {folder}; give the folder that save_pretrained wrote, or that of a finished "
+                             "run")
+    try:
+        return Path(snapshot_download(str(where), allow_patterns=["config.json", "model.safetensors"], **hub))
+    except OSError as error:
+        said = " ".join(str(error).split())
+        raise WorkbenchError(f"no model {str(where)!r}: there is no such folder, and the hub gave no such page "
+                             f"({said[:200]}); check the name, or the network") from error
 
 
 def unit_names(sessions: Sequence[Session]) -> list[str]:

@@ -12,7 +12,6 @@ Built from scratch, or with `pretrained`, the folder of a NeuroBridge, on the sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +63,7 @@ class NeuroBridgeDecoder(SpikeModel):
         if pretrained and encoder:
             raise WorkbenchError("a pretrained encoder has its own settings, and encoder= would change them; leave "
                                  "either out")
-        whole = NeuroBridge.from_pretrained(weights_of(pretrained)) if pretrained else \
+        whole = NeuroBridge.from_pretrained(pretrained) if pretrained else \
             NeuroBridge.for_sessions(sessions, **(encoder or {}))
         whole.extend(sessions)
         mean, scale = scaling(sessions, target)
@@ -112,13 +111,3 @@ class NeuroBridgeDecoder(SpikeModel):
         found = queries + self.ask(queries, encoder.rotary(padded), latents, encoder.rotary(at),
                                    near(encoder.pace, padded, at))
         return found.unflatten(1, (-1, number)).flatten(2)[window, column]
-
-
-def weights_of(folder: str, what: str = "NeuroBridge") -> Path:
-    """The folder itself, or of a run, the one that holds its final weights."""
-    folder = Path(folder).expanduser()
-    found = next((place for place in (folder, folder / "model") if (place / "config.json").is_file()), None)
-    if found is None:
-        raise WorkbenchError(f"no {what} at {folder}; give the folder that save_pretrained wrote, or that of a "
-                             "finished run")
-    return found

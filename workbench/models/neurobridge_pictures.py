@@ -36,7 +36,6 @@ from workbench.errors import BadRecording, WorkbenchError
 from workbench.losses import clip_loss
 from workbench.models.base import Output, SpikeModel, columns, unit_names
 from workbench.models.neurobridge import NeuroBridge
-from workbench.models.neurobridge_decoder import weights_of
 from workbench.models.neurobridge_votes import PENALTIES, votes
 from workbench.models.ridge import solve
 from workbench.nn.across import across_processes
@@ -123,7 +122,7 @@ class NeuroBridgePictures(SpikeModel):
                                  "(settings of a new one)")
         outputs = columns(sessions, target)
         if start:
-            before = cls.from_pretrained(weights_of(start, "model of stage 1"))
+            before = cls.from_pretrained(start)
             if before.target != target:
                 raise WorkbenchError(f"{start} is aligned to {before.target!r}, not to {target!r}; say "
                                      f"target={before.target}, or start anew")
@@ -131,7 +130,7 @@ class NeuroBridgePictures(SpikeModel):
             model.load_state_dict(before.state_dict())
             model.extend(sessions)
             return model
-        whole = NeuroBridge.from_pretrained(weights_of(pretrained)) if pretrained else \
+        whole = NeuroBridge.from_pretrained(pretrained) if pretrained else \
             NeuroBridge.for_sessions(sessions, **(encoder or {}))
         whole.extend(sessions)
         model = cls(encoder=whole._hub_mixin_config, target=target, outputs=outputs, **settings)

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from workbench.catalog import open_recording
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.models.base import unit_names
 from workbench.nn.factors import spread_windows
@@ -53,10 +55,11 @@ class Adaptation(NamedTuple):
     loss: float
 
 
-def adapt(model: nn.Module, session: Session, how: str = "identify", *, intervals: np.ndarray | None = None,
-          target: str | None = None, like: Session | str | None = None, by: str = "id", steps: int = 400,
-          batch_size: int = 16, lr: float | None = None, rest_lr: float = 5e-4, seed: int = 0) -> Adaptation:
-    """Adapt `model`, in place, to a session; returns what it cost.
+def adapt(model: nn.Module, session: Session | str | Path, how: str = "identify", *,
+          intervals: np.ndarray | None = None, target: str | None = None, like: Session | str | None = None,
+          by: str = "id", steps: int = 400, batch_size: int = 16, lr: float | None = None, rest_lr: float = 5e-4,
+          seed: int = 0, on_step: Callable[[dict], None] | None = None) -> Adaptation:
+    """Adapt `model`, in place, to a session, or to the one of a name or path; returns what it cost.
 
     intervals   [n, 2] seconds of the session that the model may learn from; None: all of it
     target      the series to learn from, where this session calls it otherwise than the model does
@@ -64,6 +67,7 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
                 column `by` of both unit tables (an id alone: by unit id), and with `steps=0` stay so, without labels
     lr          peak learning rate of the rows, None: the model's `rows_lr`; rest_lr of everything else. A short rise
                 and a cosine to 0; `training.rows.RowAdam` where rows are many, else AdamW
+    on_step     gets {step, steps, loss} after every step; what it raises ends the adaptation where it is
 
     Rows that are recognised (NeuroBridge) begin at random and end in one of many places: two copies, adapted with two
     seeds for half the steps each and asked together by `analysis.masked.evaluate([one, other], …)`, often say more.
@@ -73,6 +77,9 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
     """
     if how not in WAYS:
         raise UnknownName("way to adapt", how, WAYS)
+    if not isinstance(model, nn.Module):
+        raise CannotAdapt(f"{model!r} is no model; give the model itself (of a finished run that is run.model())")
+    session = session if isinstance(session, Session) else open_recording(session)
     intervals = np.asarray(session.intervals if intervals is None else intervals, float).reshape(-1, 2)
     began = time.perf_counter()
     if hasattr(model, "fit"):
@@ -91,7 +98,7 @@ def adapt(model: nn.Module, session: Session, how: str = "identify", *, interval
         if like is not None:
             _copy_rows(tables, session, like, by)
         loss, free = _learn(model, session, intervals, tables, how == "finetune", steps=steps, batch_size=batch_size,
-                            lr=model.rows_lr if lr is None else lr, rest_lr=rest_lr, seed=seed)
+                            lr=model.rows_lr if lr is None else lr, rest_lr=rest_lr, seed=seed, on_step=on_step)
     return Adaptation(how, session.id, time.perf_counter() - began, steps, free, loss)
 
 
@@ -145,7 +152,8 @@ def _copy_rows(tables: Sequence[Vocabulary], session: Session, like: Session | s
 
 
 def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Sequence[Vocabulary], staged: bool, *,
-           steps: int, batch_size: int, lr: float, rest_lr: float, seed: int) -> tuple[float, int]:
+           steps: int, batch_size: int, lr: float, rest_lr: float, seed: int,
+           on_step: Callable[[dict], None] | None) -> tuple[float, int]:
     """Train the session's rows, and from a third of the steps on the rest where `staged`; last loss, free numbers."""
     targets = (model.target,) if getattr(model, "target", None) else ()
     where = locked(intervals, session.get_series(model.target).times, model.window) if model.locked else intervals
@@ -168,8 +176,7 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
         RowAdam([{"params": [table.weight], "rows": of, "alike": common if table.kind == "unit" else None, "peak": lr}])
         for table, of in many.items()]
     released, loss, device = steps // 3 if rows else 0, math.nan, next(model.parameters()).device
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with _only_rows_of(session, tables), _frozen(rest) as release:
+    with _only_rows_of(session, tables), _frozen(rest) as release, _evaluated(model, keeps=not staged):
         model.train(staged or model.rows_dropout)
         for step in range(steps):
             if staged and step == released:
@@ -187,11 +194,21 @@ def _learn(model: nn.Module, session: Session, intervals: np.ndarray, tables: Se
                                f"{session.id!r}; give a lower lr=")
             for stepper in steppers:
                 stepper.step()
-    if not staged:                                                      # what a frozen model averaged or counted, too
+            if on_step:
+                on_step({"step": step + 1, "steps": steps, "loss": loss})
+    return loss, free
+
+
+@contextmanager
+def _evaluated(model: nn.Module, *, keeps: bool) -> Iterator[None]:
+    """In evaluation mode afterwards; one that `keeps` what it was, frozen, also keeps what it averaged or counted."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if keeps else []
+    try:
+        yield
+    finally:
         for buffer, before in buffers:
             buffer.copy_(before)
-    model.eval()
-    return loss, free
+        model.eval()
 
 
 @contextmanager

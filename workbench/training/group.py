@@ -5,8 +5,8 @@
              ─► rows/<label>.json, what its kind measures of a finished run ─► the table
     status.json  log.txt  lock  STOP  process.json  result.json: as of any run
 
-The kinds are modules with `row`(run, plan) → dict and `load`(folder) → table. A run that fails is told in its row and
-the others go on; the whole has failed then, and resuming it tries that one again.
+The kinds are modules with `row`(run, plan, on_step) → dict and `load`(folder) → table. A run that fails is told in its
+row and the others go on; the whole has failed then, and resuming it tries that one again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from workbench.errors import WorkbenchError
 from workbench.training import storage
 from workbench.training.launching import admit, start
 from workbench.training.recipe import Recipe
+from workbench.training.reporter import relay
 from workbench.training.run import NoRun, Run
 
 KINDS = {"comparison": "workbench.analysis.comparison", "sweep": "workbench.training.sweep"}
@@ -104,7 +105,15 @@ class Group(Run):
         return keep(self.path, partial(self._train, each or in_turn), on_step=on_step, stop_files=stop_files)
 
     def _train(self, each: Each, folder: Path, report: Any, stop_files: tuple[Path, ...]) -> dict[str, Any]:
+        from workbench.training.loop import Stopped as Stop
         plan, kind, failed, left = self.plan, self._kind(), [], self.left
+        stopping = storage.seldom(folder, lambda: any(file.exists() for file in stop_files))
+
+        def look(label: str, status: dict) -> None:                     # measuring may take as long as training
+            if stopping():
+                raise Stop
+            relay(f"measuring {label}", report)(status)
+
         for label in left:
             (folder / label / "STOP").unlink(missing_ok=True)           # of the time before
         report(done=len(plan["runs"]) - len(left), runs=len(plan["runs"]))
@@ -114,8 +123,11 @@ class Group(Run):
                 if error is not None:
                     raise error
                 report(stage=f"measuring {label}")
-                storage.write_json(folder / "rows" / f"{label}.json", kind.row(self.runs[label], plan))
+                storage.write_json(folder / "rows" / f"{label}.json",
+                                   kind.row(self.runs[label], plan, partial(look, label)))
                 told.unlink(missing_ok=True)
+            except Stop:
+                raise
             except Exception as why:                                    # told, and tried again next time
                 known = isinstance(why, WorkbenchError)
                 report.log(f"{label} failed: {why if known else traceback.format_exc()}")
@@ -134,6 +146,7 @@ class Group(Run):
     def _facts(self) -> dict[str, Any]:
         plan = self.plan
         recipes = [Recipe(**what["recipe"]) for what in plan["runs"].values() if "recipe" in what]
+        recipes += [run.recipe for label, run in self.runs.items() if "run" in plan["runs"][label]]
         data = [Path(name).name for r in recipes for name in (r.data if isinstance(r.data, list) else [r.data])]
         listed = lambda names: ", ".join(dict.fromkeys(names))
         return {"state": self.state, "recipe": plan["kind"], "model": listed(r.model.name for r in recipes),
@@ -149,7 +162,6 @@ class Group(Run):
 def in_turn(group: Group, labels: list[str], report: Any, stop_files: tuple[Path, ...]) -> Iterator[Done]:
     """The runs one after another in this process."""
     from workbench.training.loop import Stopped as Stop
-    from workbench.training.reporter import relay
     from workbench.training.trainer import FolderInUse, train
     plan = group.plan["runs"]
     for label in labels:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def load(folder: str | Path) -> pd.DataFrame:
     return table
 
 
-def row(run: Run, plan: Mapping[str, Any]) -> dict[str, Any]:
+def row(run: Run, plan: Mapping[str, Any], on_step: Callable[[dict], None]) -> dict[str, Any]:
     """What one run's row says once it is finished."""
     result = run.result()
     protocol = result["protocol"]
