@@ -109,7 +109,7 @@ def test_public_names_are_on_the_page_of_their_room_and_on_their_own(pages):
 
 def test_a_room_shows_arguments_and_first_sentences_as_they_are(pages):
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", pages["models.html"] + pages["data.html"]))
-    assert "check (name: str, settings: Mapping[str, Any]) -&gt; None · Make sure that there is such a model" in plain
+    assert "get (name: str) -&gt; type · The class of that name." in plain
     assert "register (model: type) -&gt; type · Know a SpikeModel of one&#39;s own under its name," in plain
     assert "Session.between (start: float, stop: float) -&gt; " in plain
 
