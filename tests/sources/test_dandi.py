@@ -27,7 +27,7 @@ class Archive(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/api"
         self.assets = {f"id{i}": (f"sub-A/sub-A_ses-{i}.{suffix}", BODY) for i, suffix in
                        enumerate(["nwb", "nwb", "txt", "nwb", "nwb"])}
-        self.cut, self.ranges, self.status, self.honours_ranges = [], [], {}, True
+        self.cut, self.ranges, self.status, self.honours_ranges, self.etag = [], [], {}, True, ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -70,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(rest)))
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{int(first) + len(rest) - 1}/{len(body)}")
+        if archive.etag:
+            self.send_header("ETag", archive.etag)
         self.end_headers()
         if archive.cut:
             self.wfile.write(rest[:archive.cut.pop(0)])
@@ -177,6 +179,18 @@ def test_a_file_of_unknown_size_and_sum_is_still_continued_after_a_cut(archive, 
     archive.cut = [300_000]
     file = Remote("a.nwb", f"{archive.url}/assets/id0/download/")
     assert fetch(file, tmp_path / "a.nwb").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("etag, whole", [('"one"', BODY), ('"two"', BODY[::-1])])
+def test_a_part_is_continued_only_with_the_version_that_it_is_of(archive, tmp_path, etag, whole):
+    archive.cut, archive.etag = [300_000, 0, 0, 0], '"one"'
+    file = Remote("a.nwb", f"{archive.url}/assets/id0/download/")
+    with pytest.raises(NoNetwork, match="what has arrived is kept"):
+        fetch(file, tmp_path / "a.nwb")
+    archive.assets["id0"], archive.etag, before = ("a.nwb", whole), etag, len(archive.ranges)
+    assert fetch(file, tmp_path / "a.nwb").read_bytes() == whole
+    assert [asked is None for asked in archive.ranges[before:]] == ([False] if whole is BODY else [False, True])
+    assert not [p.name for p in tmp_path.iterdir() if "part" in p.name]
 
 
 @pytest.mark.parametrize("kept, asked", [(BODY, ["bytes=1024000-"]), (BODY + b"old", ["bytes=1024003-", None])])

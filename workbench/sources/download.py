@@ -54,6 +54,7 @@ def fetch(remote: Remote, target: Path) -> Path:
                 _download(remote, part)
                 _check(remote, part)
                 os.replace(part, target)
+                part.with_name(f".{part.name}.version").unlink(missing_ok=True)
     except requests.RequestException as error:
         raise NoNetwork(f"cannot reach {_host(remote.url)} for {remote.path} ({_reason(error)}); check the network and "
                         "try again (what has arrived is kept), or use a dataset that is on this computer, such as "
@@ -97,8 +98,7 @@ def about(url: str) -> tuple[Remote, str]:
         size = re.fullmatch(r"bytes 0-0/(\d+)", response.headers.get("Content-Range", ""))
         if response.status_code != 206 or not size:
             raise DatasetNotAvailable(f"{_host(url)} does not send parts of {url}; download the file and open its path")
-        mark = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        return Remote(unquote(urlsplit(url).path).lstrip("/"), url, int(size[1])), mark
+        return Remote(unquote(urlsplit(url).path).lstrip("/"), url, int(size[1])), _version(response)
 
 
 def sized(remote: Remote) -> Remote:
@@ -153,11 +153,17 @@ def _continue(remote: Remote, part: Path) -> None:
         if response.headers.get("Content-Type", "").startswith("text/html") and "htm" not in Path(remote.path).suffix:
             raise NoNetwork(f"{_host(remote.url)} answers with a page to read in place of {remote.path}, as the "
                             "sign-in page of a network does; sign in there and try again")
+        now, version = _version(response), part.with_name(f".{part.name}.version")
         if response.status_code != 206:
             have = 0
+        elif not remote.sha256 and now and version.exists() and version.read_text() != now:
+            part.unlink()                                               # no sum would tell the two halves apart
+            raise requests.ConnectionError("the file has changed on the server since its download began")
         length = response.headers.get("Content-Length")
         total = remote.size if remote.size is not None else have + int(length) if length else None
         _check_room(remote._replace(size=total), part)
+        if not have:
+            version.write_text(now)
         with open(part, "ab" if have else "wb") as file, tqdm(
                 desc=Path(remote.path).name, total=total, initial=have, unit="B", unit_scale=True) as bar:
             for chunk in response.iter_content(1 << 16):
@@ -212,6 +218,11 @@ def _reason(error: requests.RequestException) -> str:
 
 def _host(url: str) -> str:
     return url.split("/")[2] if url.count("/") >= 2 else url
+
+
+def _version(response: requests.Response) -> str:
+    """The server's mark of this version of a file, "" where it gives none."""
+    return response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
 
 
 def _size(path: Path) -> int:
