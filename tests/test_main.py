@@ -22,13 +22,14 @@ def recording(tmp_path_factory):
 def test_train_ends_with_held_out_scores_beside_the_baselines_and_says_finished_the_second_time(
         recording, tmp_path, capsys):
     command = ["train", "gru", f"data={recording}", "--run", str(tmp_path / "run"), "target=hand_vel", *SMALL,
-               "baselines=[ridge]"]
+               "baselines={ridge: {}, mlp: {budget: {steps: 20}}}"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "SIMULATED" in out and "ridge" in out and "\n  gru " in out and str(tmp_path / "run") in out
     result = Run(tmp_path / "run").result()
     assert f"{result['scores']['hand_vel']['r2']:.3f}" in out
     assert f"{result['baselines']['ridge']['hand_vel']['r2']:.3f}" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("after 20 steps")] == ["mlp"]
 
     assert main(command) == 0
     again = capsys.readouterr().out

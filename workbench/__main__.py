@@ -184,6 +184,9 @@ def _table(run: Run) -> str:
         r2 = f"{score['r2']:7.3f}   causal {score['r2_causal']:.3f}   per dimension {told}" if len(each) else ""
         spikes = score[~score.index.str.startswith("r2")].dropna()
         more = "   ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in spikes.items())
+        if name in result["baselines"]:                                 # trained as its own recipe says
+            steps = type(run)(run.path / "baselines" / name).result()["protocol"]["steps"]
+            more += f"   after {steps:,} steps" if steps else ""
         lines.append(f"  {name:10} {r2}{'   ' * bool(r2 and more)}{more}")
     for name, scores in result["baselines"].items():
         if "error" in scores:
