@@ -95,10 +95,10 @@ def test_sweep_trains_an_experiment_and_ends_with_its_table(recording, tmp_path,
 
 
 def test_a_stopped_sweep_says_how_to_go_on_and_a_failed_one_ends_with_1(recording, tmp_path, capsys, monkeypatch):
-    from workbench.training import reporter
+    from workbench.training import group
     (tmp_path / "mine.yaml").write_text("recipe: ridge\ngrid: {model.bin_size: [0.05, 1000.0]}\n")
-    folder, keep = tmp_path / "sweep", reporter.relay
-    monkeypatch.setattr(reporter, "relay", lambda *args: (Run(folder).stop(), keep(*args))[1])
+    folder, keep = tmp_path / "sweep", group.relay
+    monkeypatch.setattr(group, "relay", lambda *args: (Run(folder).stop(), keep(*args))[1])
     command = ["sweep", str(tmp_path / "mine.yaml"), f"data={recording}", "target=hand_vel", "--run", str(folder)]
     assert main(command) == 130
     assert f"go on with: python -m workbench {' '.join(command)}" in capsys.readouterr().out
