@@ -177,7 +177,7 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
         return page(title, home(), alert(error))
     name = asked.get("data") or asked.get("session") or _recording_of(asked.get("run")) or names[0]
     choice = pn.widgets.Select(label="Recordings on this computer", options=list(dict.fromkeys([name, *names])),
-                               value=name, width=440)
+                               value=name, sizing_mode="stretch_width", max_width=440)
 
     def complain(error: Exception) -> None:
         if not isinstance(error, WorkbenchError):

@@ -11,7 +11,7 @@ from bokeh.models import GlyphRenderer, Plot
 
 from tests.analysis.test_latents import Counts, recording
 from tests.analysis.test_projection import STANDIN
-from tests.apps.browsing import colours, lasso, serving, wait_for
+from tests.apps.browsing import colours, lasso, serving, sideways, wait_for
 from tests.models.small import SMALL
 from workbench import Session, models
 from workbench.analysis import projection
@@ -285,6 +285,7 @@ def test_the_hub_opens_it_on_a_run_and_the_address_brings_back_the_view(hub, pag
         assert part in page.url
     page.locator("select").nth(1).select_option("pupil")
     page.wait_for_url("**color=pupil**")
+    assert [sideways(page, width) for width in (600, 400)] == [0, 0]
 
 
 @pytest.mark.parametrize(("query", "says"), [

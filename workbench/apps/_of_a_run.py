@@ -25,8 +25,10 @@ def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequ
     location = pn.state.location
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     first = asked.get("run") or known[0]
-    run = pn.widgets.Select(label="Run", options=list(dict.fromkeys([first, *known])), value=first, width=440)
-    session = pn.widgets.TextInput(label="Session (empty: the run's first)", value=asked.get("session", ""), width=300)
+    run = pn.widgets.Select(label="Run", options=list(dict.fromkeys([first, *known])), value=first,
+                           sizing_mode="stretch_width", max_width=440)
+    session = pn.widgets.TextInput(label="Session (empty: the run's first)", value=asked.get("session", ""),
+                                   sizing_mode="stretch_width", max_width=300)
     besides = {key: asked[key] for key in more if key in asked}
 
     def show(wanted: dict[str, str]) -> None:
@@ -48,4 +50,4 @@ def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequ
     session.param.watch(lambda _: show(dict(besides)), "value")
     run.param.watch(other_run, "value")
     pn.state.onload(lambda: show({key: asked[key] for key in (*state, *more) if key in asked}))
-    return page(title, home(), Text(says, visible=bool(says), margin=(0, 10)), pn.Row(run, session), view)
+    return page(title, home(), Text(says, visible=bool(says), margin=(0, 10)), pn.FlexBox(run, session), view)
