@@ -11,6 +11,7 @@ import panel as pn
 
 from workbench.apps._slow_view import SlowView
 from workbench.display import Text, home, page
+from workbench.training import storage
 
 
 def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequence[str],
@@ -25,6 +26,7 @@ def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequ
     location = pn.state.location
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     first = asked.get("run") or known[0]
+    first = first if first in known else str(storage.place(first))      # one run has one name, however it is written
     run = pn.widgets.Select(label="Run", options=list(dict.fromkeys([first, *known])), value=first,
                            sizing_mode="stretch_width", max_width=440)
     session = pn.widgets.TextInput(label="Session (empty: the run's first)", value=asked.get("session", ""),
