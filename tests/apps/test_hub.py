@@ -139,9 +139,14 @@ def test_the_hub_lists_the_newest_runs_and_says_what_opens_without_a_network(mon
     (run / "model").mkdir()
     (tmp_path / "runs" / "damaged").mkdir()
     (tmp_path / "runs" / "damaged" / "recipe.yaml").write_text("model: [")
+    for name, runs in {"both": {"a": {"run": str(run)}, "b": {"run": str(run)}},
+                       "grid": {"a": {"recipe": Recipe.preset("demo").model_dump(mode="json"), "varied": []}}}.items():
+        storage.write_json(tmp_path / "runs" / name / "plan.json", {"kind": "sweep", "conditions": {}, "runs": runs})
+        storage.write_json(tmp_path / "runs" / name / "rows" / "a.json", {"seconds": 1})
     monkeypatch.setattr(type(pn.state), "session_args", {"folder": [str(tmp_path / "runs").encode()]})
     said = "".join(pane.object for part in main.app().main for pane in part.select(pn.pane.HTML))
     assert "a &lt;i&gt;run" in said and "poyo on reach-sim" in said and "unreadable" in said
+    assert "sweep of finished runs<" in said and "1 of 2 runs" in said and "sweep of poyo on reach-sim<" in said
     assert re.search(r'app=latents&amp;run=[^"]*">Latents', said.replace(f' style="{LINK}"', ""))
     assert re.search(r"\d+ of \d+ open without a network", said)
 
