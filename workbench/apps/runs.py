@@ -57,8 +57,8 @@ class RunMonitor(Dashboard):
         self.param.run.objects = list(dict.fromkeys([*self._places(), *chosen]))
         self._curves, self._table = Curves(), RunTable(lambda place: setattr(self, "run", place))
         self._decoded = Decoded()
-        self._head, self._alert, self._opens = (Text(sizing_mode="stretch_width", margin=(5, 10), stylesheets=[TABLE])
-                                                for _ in range(3))
+        self._head, self._alert, self._opens = (Text(sizing_mode="stretch_width", margin=(5, 10)) for _ in range(3))
+        self._head.stylesheets = [TABLE]
         self._progress = Text(sizing_mode="stretch_width", margin=(12, 10, 2, 10))
         self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
         self._save = pn.widgets.Button(label="Checkpoint now", width=130)
