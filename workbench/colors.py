@@ -27,18 +27,22 @@ def row_colors(values: pd.Series | None, name: str, units: int) -> tuple[np.ndar
         names = sorted(values.unique(), key=natural_order)
         groups = pd.Categorical(values, names).codes
         colors = [CATEGORIES[i % len(CATEGORIES)] for i in range(len(names))]
-        entries = [swatch(f"11px;background:{color}") + html.escape(str(said))
+        entries = [swatch(color) + html.escape(str(said))
                    for color, said in zip(colors[:24], names[:24], strict=True)]
     else:
         number = values.to_numpy(float)
         rank = pd.Series(number).rank(pct=True).fillna(0).to_numpy()    # else a few fast units would take all colours
         groups, colors = np.minimum((rank * len(SCALE)).astype(int), len(SCALE) - 1), SCALE
         low, high = (f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in (np.nanmin(number), np.nanmax(number)))
-        entries = [low, swatch(f"120px;background:linear-gradient(90deg,{','.join(SCALE)})"),
+        entries = [low, swatch(*SCALE, width=120),
                    f"{high} (coloured by rank)"]
     label = f'<span style="opacity:.7;margin-right:10px">{html.escape(name)}</span>'
     return groups.astype(int), colors, f'<div style="font-size:12px">{label}{"".join(entries)}</div>'
 
 
-def swatch(style: str) -> str:
-    return f'<span style="display:inline-block;height:11px;border-radius:2px;margin:0 5px 0 10px;width:{style}"></span>'
+def swatch(*colors: str, width: int = 11) -> str:
+    """A box in a legend, of one colour or from the first to the last; on white, as figures are on a dark page too."""
+    fill = ",".join(colors if len(colors) > 1 else 2 * colors)
+    return (f'<span style="display:inline-block;height:11px;width:{width}px;margin:0 4px 0 8px;'
+            f'border:2px solid #fff;box-sizing:content-box;vertical-align:-3px;'
+            f'background:linear-gradient(90deg,{fill}) content-box #fff"></span>')

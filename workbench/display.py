@@ -22,6 +22,7 @@ from urllib.parse import urlencode
 import holoviews as hv
 import panel as pn
 from bokeh.models import ImportedStyleSheet, UIElement
+from bokeh.themes import Theme
 from panel.io.resources import CDN_DIST, DIST_DIR
 
 from workbench import __version__
@@ -31,10 +32,23 @@ log = logging.getLogger(__name__)
 
 ALERT = ("background:#fdecea;color:#611a15;border-left:5px solid #b00020;border-radius:4px;padding:12px 16px;"
          "font-size:14px;line-height:1.45;overflow-wrap:anywhere")
+_FONT, _FAINT = "Roboto, Helvetica, Arial, sans-serif", "#8a8a8a"
+# The figures of a page. What is named here is as it says, or as Bokeh has it; the browser would else paint it dark on a
+# dark page, and leave the data as they are.
+_FIGURES = Theme(json={"attrs": {
+    "Plot": {"outline_line_color": None}, "Grid": {"grid_line_color": "#e5e5e5"},
+    "Axis": {"axis_line_color": _FAINT, "major_tick_line_color": _FAINT, "minor_tick_line_color": None,
+             "axis_label_text_font": _FONT, "axis_label_text_font_style": "normal", "major_label_text_font": _FONT},
+    "Title": {"text_font": _FONT, "text_font_style": "normal"}, "Legend": {"label_text_font": _FONT},
+    "ColorBar": {"major_label_text_font": _FONT, "title_text_font": _FONT}}})
+
 
 def ink(color: str) -> str:
-    """A colour for text: darker on a light page, lighter on a dark one."""
-    return f"color-mix(in srgb, {color} 70%, currentColor)"
+    """A colour for text: darker on a light page, lighter on a dark one.
+
+    It is mixed with the page's own variable, because a browser does not mix anew with `currentColor` when that changes.
+    """
+    return f"color-mix(in srgb, {color} 70%, var(--panel-on-background-color, currentColor))"
 
 
 LINK = f"color:{ink('#0072b2')}"                                        # the style of one
@@ -163,7 +177,7 @@ def served(title: str, view: type, state: Sequence[str] = ()) -> pn.viewable.Vie
         return page(title, home(), alert(error))
     name = asked.get("data") or asked.get("session") or _recording_of(asked.get("run")) or names[0]
     choice = pn.widgets.Select(label="Recordings on this computer", options=list(dict.fromkeys([name, *names])),
-                               value=name, width=440)
+                               value=name, sizing_mode="stretch_width", max_width=440)
 
     def complain(error: Exception) -> None:
         if not isinstance(error, WorkbenchError):
@@ -214,6 +228,8 @@ def home() -> pn.pane.HTML:
 
 def built(title: str, app: Callable[[], pn.viewable.Viewable]) -> pn.viewable.Viewable:
     """What `app()` builds; an exception, which would leave an empty page, as its sentence."""
+    import panel_material_ui  # noqa: F401  it sets Panel's design, which what is made before it would lack
+
     try:
         return app()
     except Exception as error:
@@ -223,15 +239,26 @@ def built(title: str, app: Callable[[], pn.viewable.Viewable]) -> pn.viewable.Vi
 
 
 def page(title: str, *content) -> pn.viewable.Viewable:
-    """The frame of every served page: it asks no other host for anything, and is light or dark as one likes."""
+    """The frame of every served page: it asks no other host for anything, and is light or dark as one likes.
+
+    Figures are on white in both, as in a cell: the colours of their data are made for that.
+    """
     import panel_material_ui as pmui
 
     whole = pn.Column(*content, sizing_mode="stretch_width", margin=12)
     for text in whole.select(pn.pane.HTML):
         text.stylesheets = [*text.stylesheets, ":host { color: inherit; }"]     # Panel's own stays a light page's
+    if pn.state.curdoc:
+        pn.state.curdoc.theme = _FIGURES
     return pmui.Page(title=f"{title} · spike workbench", theme_toggle=True,
                      main=[whole],
                      theme_config={"palette": {"primary": {"main": "#0072b2"}}})
+
+
+def beside(*parts: pn.viewable.Viewable, least: int = 340) -> pn.Row:
+    """Parts as wide as each other, as many in a row as find room at `least` pixels each; one where there is no more."""
+    return pn.Row(*parts, sizing_mode="stretch_width", styles={
+        "display": "grid", "grid-template-columns": f"repeat(auto-fit, minmax(min({least}px, 100%), 1fr))"})
 
 
 def bars(title: str, columns: Sequence[str], rows: dict[str, Sequence[float]], form: str = "{:.0%}",

@@ -78,6 +78,15 @@ def settled(page, look: Callable[[], object], seconds: float = 0.5):
     return found
 
 
+def sideways(page, width: int) -> int:
+    """Pixels that a page of the hub goes on to the right of a window of that width."""
+    whole = page.viewport_size
+    page.set_viewport_size({**whole, "width": width})
+    beyond = settled(page, lambda: page.locator(".main-content").evaluate("e => e.scrollWidth - e.clientWidth"), 1.0)
+    page.set_viewport_size(whole)
+    return beyond
+
+
 def colours(shot: bytes) -> np.ndarray:
     """A screenshot's pixels [rows, columns, 3]."""
     image = pytest.importorskip("PIL.Image")

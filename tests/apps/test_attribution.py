@@ -10,7 +10,7 @@ import torch
 from bokeh.models import Plot
 
 from tests.analysis.test_attribution import Known, recording
-from tests.apps.browsing import colours, serving, wait_for
+from tests.apps.browsing import colours, serving, sideways, wait_for
 from workbench import models
 from workbench.analysis import attribution as analysis
 from workbench.analysis import driven
@@ -233,6 +233,7 @@ def test_the_hub_opens_it_on_a_model_and_the_address_brings_back_the_view(hub, p
         assert part in page.url
     page.locator("select").nth(1).select_option("C")
     page.wait_for_url("**region=C**")
+    assert [sideways(page, width) for width in (600, 400)] == [0, 0]
 
 
 @pytest.mark.parametrize(("query", "says"), [

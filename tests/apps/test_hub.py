@@ -12,6 +12,7 @@ from tests.apps.browsing import colours, wait_for
 from workbench import Series, Session
 from workbench.apps import main, raster
 from workbench.display import LINK, built
+from workbench.training import storage
 from workbench.training.recipe import Recipe
 
 
@@ -91,24 +92,45 @@ def test_two_visitors_share_no_state(hub, page, browser, small):
     assert "sort=rate" in page.url and page.locator("select").nth(1).input_value() == "rate"
 
 
-def test_a_dark_page_can_be_read(hub, page):
-    page.goto(hub)
-    name = page.locator("text=reach-sim").first
+def seen(page, text) -> tuple[str, str]:
+    """The colour of a text, as it looks on the ground of the page, and of that ground."""
+    ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
+    color = text.evaluate("e => getComputedStyle(e).color")
+    *rgb, alpha = (float(part) for part in [*re.findall(r"[\d.]+", color.replace("color(srgb", "")), "1"][:4])
+    rgb = [part * (255 if color.startswith("color(srgb") else 1) for part in rgb]
+    rgb = [alpha * part + (1 - alpha) * float(under)
+           for part, under in zip(rgb, re.findall(r"[\d.]+", ground), strict=False)]
+    return f"rgb({rgb[0]}, {rgb[1]}, {rgb[2]})", ground
+
+
+def test_a_dark_page_can_be_read(hub, page, tmp_path):
+    Recipe.preset("demo").save(tmp_path / "run" / "recipe.yaml")
+    storage.write_json(tmp_path / "run" / "status.json", {"state": "finished"})
+    page.goto(f"{hub}/apps?folder={tmp_path}")
+    name, state = page.locator("text=reach-sim").last, page.locator("span", has_text="finished").last
     name.wait_for()
-
-    def seen() -> tuple[str, str]:
-        """The colour of the text, as it looks on the ground, and of the ground."""
-        ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
-        text = name.evaluate("e => getComputedStyle(e).color")
-        *rgb, alpha = (float(part) for part in [*re.findall(r"[\d.]+", text), "1"][:4])
-        rgb = [alpha * part + (1 - alpha) * float(under)
-               for part, under in zip(rgb, re.findall(r"[\d.]+", ground), strict=False)]
-        return f"rgb({rgb[0]}, {rgb[1]}, {rgb[2]})", ground
-
-    assert contrast(*seen()) > 7
-    light = seen()
+    assert contrast(*seen(page, name)) > 7 and contrast(*seen(page, state)) > 7
+    light = seen(page, name)
     page.get_by_label("Toggle theme").first.click()
-    wait_for(lambda: seen()[1] != light[1] and contrast(*seen()) > 7)
+    wait_for(lambda: seen(page, name)[1] != light[1] and contrast(*seen(page, name)) > 7)
+    assert contrast(*seen(page, state)) > 4.5
+
+
+def test_the_first_page_of_a_server_is_dark_but_for_its_figures_which_stay_white(served, page, small):
+    page.goto(f"{served('workbench/apps/raster.py')}/raster?data={small}")
+    texts = [page.locator(f"text={said}").first for said in ("Recordings on this computer", "spikes in view", "train")]
+    texts[1].wait_for()
+    light = seen(page, texts[0])
+    page.get_by_label("Toggle theme").first.click()
+    wait_for(lambda: seen(page, texts[0])[1] != light[1])
+    assert min(contrast(*seen(page, text)) for text in texts) > 7
+    white = lambda: [(colours(figure.screenshot()) > 250).all(axis=2).mean() for figure in page.locator(
+        ".bk-Figure").all()]
+    wait_for(lambda: min(white()) > 0.3)
+    page.locator("select").nth(1).select_option("rate")                 # other figures, made on a dark page
+    page.wait_for_url("**sort=rate**")
+    page.wait_for_timeout(1500)
+    assert len(white()) > 2 and min(white()) > 0.3
 
 
 def test_the_hub_lists_the_newest_runs_and_says_what_opens_without_a_network(monkeypatch, tmp_path):
@@ -117,9 +139,14 @@ def test_the_hub_lists_the_newest_runs_and_says_what_opens_without_a_network(mon
     (run / "model").mkdir()
     (tmp_path / "runs" / "damaged").mkdir()
     (tmp_path / "runs" / "damaged" / "recipe.yaml").write_text("model: [")
+    for name, runs in {"both": {"a": {"run": str(run)}, "b": {"run": str(run)}},
+                       "grid": {"a": {"recipe": Recipe.preset("demo").model_dump(mode="json"), "varied": []}}}.items():
+        storage.write_json(tmp_path / "runs" / name / "plan.json", {"kind": "sweep", "conditions": {}, "runs": runs})
+        storage.write_json(tmp_path / "runs" / name / "rows" / "a.json", {"seconds": 1})
     monkeypatch.setattr(type(pn.state), "session_args", {"folder": [str(tmp_path / "runs").encode()]})
     said = "".join(pane.object for part in main.app().main for pane in part.select(pn.pane.HTML))
     assert "a &lt;i&gt;run" in said and "poyo on reach-sim" in said and "unreadable" in said
+    assert "sweep of finished runs<" in said and "1 of 2 runs" in said and "sweep of poyo on reach-sim<" in said
     assert re.search(r'app=latents&amp;run=[^"]*">Latents', said.replace(f' style="{LINK}"', ""))
     assert re.search(r"\d+ of \d+ open without a network", said)
 

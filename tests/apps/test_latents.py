@@ -1,5 +1,6 @@
 """The latents dashboard: what is drawn and chosen is what it says, and the page answers while a UMAP is on its way."""
 
+import os
 import sys
 from urllib.parse import quote
 
@@ -11,13 +12,15 @@ from bokeh.models import GlyphRenderer, Plot
 
 from tests.analysis.test_latents import Counts, recording
 from tests.analysis.test_projection import STANDIN
-from tests.apps.browsing import colours, lasso, serving, wait_for
+from tests.apps.browsing import colours, lasso, serving, sideways, wait_for
+from tests.apps.conftest import ROOT
 from tests.models.small import SMALL
 from workbench import Session, models
 from workbench.analysis import projection
 from workbench.apps import latents
 from workbench.apps.latents import Latents
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.training.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -276,15 +279,20 @@ def test_the_page_answers_while_umap_is_on_its_way(address, page, standin):
 def test_the_hub_opens_it_on_a_run_and_the_address_brings_back_the_view(hub, page, tmp_path):
     session = recording(simulated=True)
     session.save(tmp_path / "one.h5")
-    mtm(session).save_pretrained(tmp_path / "model")
-    query = f"app=latents&run={quote(str(tmp_path / 'model'))}&session={quote(str(tmp_path / 'one.h5'))}"
-    page.goto(f"{hub}/apps?{query}&color=trials.side&units_color=rate&neighbors=7")
+    folder = tmp_path / "model"
+    mtm(session).save_pretrained(folder)
+    Recipe.preset("demo").with_(model={"name": "mtm"}).save(folder / "recipe.yaml")     # it is listed, too
+    (folder / "model").mkdir()
+    query = f"app=latents&run={quote(os.path.relpath(folder, ROOT))}&session={quote(str(tmp_path / 'one.h5'))}"
+    page.goto(f"{hub}/apps?{query}&folder={quote(str(tmp_path))}&color=trials.side&units_color=rate&neighbors=7")
     page.locator("text=SIMULATED").wait_for()
     page.locator("text=balanced accuracy").first.wait_for()
     for part in ("color=trials.side", "units_color=rate", "projection=PCA", "neighbors=7"):
         assert part in page.url
+    assert page.locator("select").first.locator("option").all_inner_texts() == [str(folder), "example"]
     page.locator("select").nth(1).select_option("pupil")
     page.wait_for_url("**color=pupil**")
+    assert [sideways(page, width) for width in (600, 400)] == [0, 0]
 
 
 @pytest.mark.parametrize(("query", "says"), [

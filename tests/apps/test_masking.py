@@ -9,7 +9,7 @@ from bokeh.events import SelectionGeometry
 from bokeh.models import Plot
 
 from tests.analysis.test_filling import recording, small
-from tests.apps.browsing import colours, serving
+from tests.apps.browsing import colours, serving, sideways
 from workbench import models
 from workbench.apps.masking import DRAWN, MODES, Masking
 from workbench.errors import UnknownName, WorkbenchError
@@ -278,6 +278,7 @@ def test_the_address_brings_back_the_view_and_draw_again_changes_it(hub, page, t
     page.wait_for_url("**seed=4**")
     for part in ("mode=intra_region", "ratio=0.6", "length=1.5", "start=4.0", "shown=neurobridge"):
         assert part in page.url
+    assert [sideways(page, width) for width in (600, 400)] == [0, 0]
 
 
 @pytest.mark.parametrize(("query", "says"), [

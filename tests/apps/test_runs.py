@@ -6,9 +6,10 @@ import shutil
 import threading
 import time
 from contextlib import suppress
-from urllib.parse import quote_plus
+from urllib.parse import quote, quote_plus
 from urllib.request import urlopen
 
+import pandas as pd
 import pytest
 from bokeh.document import Document
 from bokeh.models import Plot
@@ -20,6 +21,7 @@ from workbench.apps import runs
 from workbench.apps.runs import RunMonitor
 from workbench.training import storage
 from workbench.training.recipe import Recipe
+from workbench.training.run import NoRun
 
 
 def folder_of_a_run(path, rows=0, **status):
@@ -243,6 +245,33 @@ def test_several_runs_are_a_table_of_what_differs_and_a_row_shows_its_run(tmp_pa
     assert monitor.run == str(tmp_path / "a") and alerts(monitor) == [] and monitor._curves.visible
 
 
+def test_a_run_is_shown_first_of_those_in_a_folder_or_in_several_as_one(tmp_path):
+    for name in ("old", "new"):
+        folder_of_a_run(tmp_path / "two" / name, rows=3, started={"old": 1, "new": 2}[name])
+    old, both = str(tmp_path / "two" / "old"), [str(tmp_path / "two" / name) for name in ("new", "old")]
+    monitor = RunMonitor(old, folder=tmp_path / "two")
+    assert monitor.run == old and monitor.param.run.objects == both and len(table(monitor)) == 3
+    storage.write_json(tmp_path / "two" / "plan.json", {"kind": "sweep", "conditions": {}, "runs": {
+        name: {"recipe": Recipe.preset("demo").model_dump(mode="json"), "varied": []} for name in ("new", "old")}})
+    whole = str(tmp_path / "two")
+    for monitor in (RunMonitor(whole), RunMonitor(old, folder=whole)):
+        assert monitor.param.run.objects == [whole, *both]
+    assert monitor.run == old
+    with pytest.raises(NoRun, match="there is no run at"):
+        RunMonitor(tmp_path / "none", folder=whole)
+
+
+def test_what_several_runs_measured_is_said_in_few_digits_with_units(tmp_path):
+    measured = pd.DataFrame({"r2": [0.77564104, -0.00029], "train_s": [1.84, 191.43], "step_ms": [None, 971.4152],
+                             "parameters": [1922.0, 469954.0], "bits_per_spike": [None, None], "optim.lr": [1e-3, 3e-4],
+                             "run": ["/far/away/ridge", None], "error": [None, "no <series>"]},
+                            index=pd.Index(["ridge", "gru"], name="model"))
+    rows = [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in runs.measured(measured).split("</tr>")[:3]]
+    assert rows == [["model", "r2", "train (s)", "step (ms)", "parameters", "optim.lr", "run", "error"],
+                    ["ridge", "0.776", "1.84", "", "1,922", "0.001", "ridge", ""],
+                    ["gru", "-0.00029", "191", "971", "469,954", "0.0003", "", "no &lt;series&gt;"]]
+
+
 def test_one_run_alone_has_no_table(tmp_path):
     folder_of_a_run(tmp_path / "a", rows=3)
     assert table(RunMonitor(folder=tmp_path)) == [] == table(RunMonitor(tmp_path / "a"))
@@ -328,6 +357,7 @@ def test_in_a_browser_a_row_is_clicked_and_its_run_shown(hub, page, tmp_path):
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(f"{hub}/apps?app=runs&folder={quote_plus(str(tmp_path))}")
     page.locator("code", has_text=str(tmp_path / "bare")).wait_for()
+    page.wait_for_url(f"**run={quote(str(tmp_path / 'bare'), safe='')}**")
     page.locator("tr", has_text="one").click()
     page.locator("code", has_text=str(tmp_path / "one")).wait_for()
     page.locator("tr", has_text="other").click()
@@ -339,3 +369,7 @@ def test_in_a_browser_a_row_is_clicked_and_its_run_shown(hub, page, tmp_path):
         page.locator("code", has_text=str(tmp_path / name)).wait_for()
         page.locator(f'a[href="?app=latents&run={quote_plus(str(tmp_path / name))}"]').wait_for()
     assert not [text for text in said if "view for" in text], "the browser draws all that it is sent"
+    page.wait_for_url(f"**run={quote(str(tmp_path / 'one'), safe='')}**")
+    page.reload()                                                       # to the run, and the others beside it
+    page.locator("code", has_text=str(tmp_path / "one")).wait_for()
+    assert page.locator("tr.row").count() == 3 and "one" in page.locator("tr.row.chosen").inner_text()

@@ -171,7 +171,7 @@ def parts_of(session: Session, how: Mapping) -> tuple[dict[str, np.ndarray], str
         parts = split(session, **how)
     except BadRecording as error:
         return {}, f'<div style="font-size:12px">{label}: none, {html.escape(str(error))}</span></div>'
-    said = "".join(swatch(f"11px;background:{color}") + f"{name} {np.diff(parts[name]).sum():,.4g} s"
+    said = "".join(swatch(color) + f"{name} {np.diff(parts[name]).sum():,.4g} s"
                    for name, color in PARTS.items())
     rest = session.duration - sum(np.diff(rows).sum() for rows in parts.values())
     said += f'<span style="opacity:.7;margin-left:10px">{rest:,.4g} s in no part</span>' if rest > 0.001 else ""

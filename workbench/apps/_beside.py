@@ -9,6 +9,7 @@ import panel as pn
 from bokeh.models import ColumnDataSource, LogColorMapper
 from bokeh.palettes import Cividis256
 
+from workbench.display import beside
 from workbench.grids import Grid
 from workbench.session import Session
 
@@ -44,5 +45,4 @@ class Beside(pn.viewable.Viewer):
             plot.title.text = title
 
     def __panel__(self) -> pn.viewable.Viewable:
-        return pn.Row(*(pn.pane.Bokeh(plot, margin=2, sizing_mode="stretch_width") for plot in self.plots),
-                      sizing_mode="stretch_width")
+        return beside(*(pn.pane.Bokeh(plot, margin=2, sizing_mode="stretch_width") for plot in self.plots))

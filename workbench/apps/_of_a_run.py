@@ -11,6 +11,7 @@ import panel as pn
 
 from workbench.apps._slow_view import SlowView
 from workbench.display import Text, home, page
+from workbench.training import storage
 
 
 def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequence[str],
@@ -25,8 +26,11 @@ def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequ
     location = pn.state.location
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     first = asked.get("run") or known[0]
-    run = pn.widgets.Select(label="Run", options=list(dict.fromkeys([first, *known])), value=first, width=440)
-    session = pn.widgets.TextInput(label="Session (empty: the run's first)", value=asked.get("session", ""), width=300)
+    first = first if first in known else str(storage.place(first))      # one run has one name, however it is written
+    run = pn.widgets.Select(label="Run", options=list(dict.fromkeys([first, *known])), value=first,
+                           sizing_mode="stretch_width", max_width=440)
+    session = pn.widgets.TextInput(label="Session (empty: the run's first)", value=asked.get("session", ""),
+                                   sizing_mode="stretch_width", max_width=300)
     besides = {key: asked[key] for key in more if key in asked}
 
     def show(wanted: dict[str, str]) -> None:
@@ -48,4 +52,4 @@ def page_of_a_run(title: str, build: Callable, known: Sequence[str], state: Sequ
     session.param.watch(lambda _: show(dict(besides)), "value")
     run.param.watch(other_run, "value")
     pn.state.onload(lambda: show({key: asked[key] for key in (*state, *more) if key in asked}))
-    return page(title, home(), Text(says, visible=bool(says), margin=(0, 10)), pn.Row(run, session), view)
+    return page(title, home(), Text(says, visible=bool(says), margin=(0, 10)), pn.FlexBox(run, session), view)

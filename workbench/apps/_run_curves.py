@@ -17,7 +17,7 @@ import panel as pn
 from bokeh.models import BasicTickFormatter, ColumnDataSource, FixedTicker, HoverTool, Range1d
 from bokeh.plotting import figure
 
-from workbench.display import Text
+from workbench.display import Text, beside
 
 FEW = 30                                                                # points that are dots too
 SHOWN = 2000                                                            # points of a curve, at most
@@ -61,8 +61,7 @@ class Curves(pn.viewable.Viewer):
         self._sessions = Text(sizing_mode="stretch_width", margin=(0, 10))
         wide = dict(sizing_mode="stretch_width")
         losses, norms, scores = (pn.pane.Bokeh(plot, **wide) for plot in (self._loss, self._norm, self.score))
-        self._view = pn.Column(pn.Row(pn.Column(losses, norms, **wide), scores, **wide), self._sessions, visible=False,
-                               **wide)
+        self._view = pn.Column(beside(pn.Column(losses, norms, **wide), scores), self._sessions, visible=False, **wide)
         self.start_over()
 
     def __panel__(self) -> pn.viewable.Viewable:

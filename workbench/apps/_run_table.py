@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import panel as pn
 
 from workbench.apps._run_facts import ink_of, recipe_of, unsaid
@@ -21,6 +23,7 @@ from workbench.training.recipe import Recipe
 from workbench.training.run import ENDED, Run
 
 MOST = 8                                                                # settings that have a column
+UNIT, UNIT_SAID = re.compile(r"_(ms|s)$"), r" (\1)"                     # at the end of a column's name
 
 
 class RunTable(pn.viewable.Viewer):
@@ -74,6 +77,22 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], below: str) -> s
         f'<td style="color:{ink_of(state)}">{state}</td>{"".join(map(cell, others))}</tr>'
         for i, (run, state, *others) in enumerate(rows))
     return unsaid(f"<table><tr>{''.join(map(cell, names))}</tr>{body}</table><p class='faint'>{below}</p>")
+
+
+def measured(table: pd.DataFrame) -> str:
+    """What several runs as one have measured, one row a run, as HTML; an empty column is left out, as units are said
+    in the heads and a run by its folder's name."""
+    table = table.dropna(axis=1, how="all").reset_index()
+    head = "".join(f"<th>{html.escape(UNIT.sub(UNIT_SAID, name))}</th>" for name in table)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(_said(name, value))}</td>' for name, value in row.items())}</tr>"
+                   for row in table.to_dict("records"))
+    return unsaid(f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>')
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, str | bool):
+        return Path(value).name if name == "run" else str(value)
+    return "" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def differences(recipes: dict[str, Recipe]) -> tuple[list[str], dict[str, dict[str, str]]]:

@@ -10,7 +10,7 @@ import pandas as pd
 import panel as pn
 from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d, Span, Whisker
 
-from workbench.colors import CATEGORIES
+from workbench.colors import CATEGORIES, swatch
 from workbench.display import Text, bars
 from workbench.grids import INK, plain
 
@@ -49,7 +49,7 @@ class Bars(pn.viewable.Viewer):
         self.plot.title.text = title
 
     def __panel__(self) -> pn.viewable.Viewable:
-        legend = Text("".join(_swatch(color, says) for says, color, _ in KINDS.values()), margin=(2, 10))
+        legend = Text(_legend({says: color for says, color, _ in KINDS.values()}), margin=(2, 10))
         return pn.Column(legend, pn.pane.Bokeh(self.plot, sizing_mode="stretch_width"), sizing_mode="stretch_width")
 
 
@@ -80,7 +80,7 @@ class Curves(pn.viewable.Viewer):
         self.plot.title.text = title
 
     def __panel__(self) -> pn.viewable.Viewable:
-        legend = Text("".join(_swatch(_color(i), name) for i, name in enumerate(self.sources)), margin=(2, 10))
+        legend = Text(_legend({name: _color(i) for i, name in enumerate(self.sources)}), margin=(2, 10))
         return pn.Column(legend, pn.pane.Bokeh(self.plot, sizing_mode="stretch_width"), sizing_mode="stretch_width")
 
 
@@ -97,6 +97,5 @@ def _color(i: int) -> str:
     return CATEGORIES[i % len(CATEGORIES)]
 
 
-def _swatch(color: str, says: str) -> str:
-    return (f'<span style="font-size:12px;margin-right:18px"><span style="display:inline-block;height:11px;width:14px;'
-            f'background:{color};margin-right:6px;vertical-align:-1px"></span>{html.escape(says)}</span>')
+def _legend(colors: dict[str, str]) -> str:
+    return f'<div style="font-size:12px">{"".join(swatch(c) + html.escape(says) for says, c in colors.items())}</div>'

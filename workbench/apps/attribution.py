@@ -15,7 +15,6 @@ import html
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +30,7 @@ from workbench.apps._example import EXAMPLE, example, excused
 from workbench.apps._of_a_run import page_of_a_run
 from workbench.apps._run_facts import opened_by
 from workbench.apps._worth import Bars, Curves, shares
-from workbench.display import Dashboard, Text, alert, built
+from workbench.display import Dashboard, Text, alert, beside, built
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.selection import parsed, parsed_units, within
 from workbench.training.run import Run
@@ -202,8 +201,8 @@ class Attribution(Dashboard):
         self.gains = gains
         self._summarise()
         self._title()
-        row = partial(pn.Row, sizing_mode="stretch_width")              # Bokeh fails on axes that change unseen, so now
-        self._worth[:] = [row(self._bars, self._ledger), row(self._lags, self._trial)]
+        # Bokeh fails on axes that change unseen, so now
+        self._worth[:] = [beside(self._bars, self._ledger), beside(self._lags, self._trial)]
 
     @param.depends("region", "phase", "event", watch=True)
     def _summarise(self) -> None:

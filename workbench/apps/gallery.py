@@ -258,7 +258,8 @@ def app() -> pn.viewable.Viewable:
     says = "" if known else "This is an example, of a simulated recording, made here." if folder == EXAMPLE else (
         f"There are no saved reconstructions in {safe(Path(folder).resolve())}: this is an example, of a simulated "
         "recording, made here.")
-    choice = pn.widgets.Select(label="Saved reconstructions", options=[*known, EXAMPLE], width=440)
+    choice = pn.widgets.Select(label="Saved reconstructions", options=[*known, EXAMPLE],
+                               sizing_mode="stretch_width", max_width=440)
 
     def show(wanted: dict[str, str]) -> None:
         what = choice.value

@@ -29,7 +29,7 @@ from workbench.apps._of_a_run import page_of_a_run
 from workbench.apps._run_facts import opened_by
 from workbench.apps._scatter import Scatter, believed, components
 from workbench.apps._shown_in import shown_in
-from workbench.display import Dashboard, Text, built
+from workbench.display import Dashboard, Text, beside, built
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.selection import parsed, parsed_units, reached, written, written_units
 
@@ -161,7 +161,7 @@ class Latents(Dashboard):
             widgets.FloatInput.from_param(self.param.min_dist, label="UMAP distance", width=130, step=0.05),
             *[widgets.Select.from_param(self.param.units_color, label="Colour units by", width=170)] * has_units)
         why = Text(f"No cloud of units: {html.escape(self._of)}.", margin=(2, 10), visible=not has_units)
-        clouds = pn.Row(self._moments, *[self._units] * has_units, sizing_mode="stretch_width")
+        clouds = beside(self._moments, *[self._units] * has_units)
         view = pn.Column(head, choose, pn.Row(self._doing, self._stop), clouds, why, self._chosen, self._links,
                          self._honest, self.as_code(*STATE), sizing_mode="stretch_width")
         self._background.shown(view)

@@ -19,6 +19,7 @@ from workbench.catalog import open_catalog
 from workbench.display import LINK, address, alert, built, page
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.places import cache_folder
+from workbench.training.group import Group
 from workbench.training.run import Run
 from workbench.training.run import runs as runs_in
 
@@ -69,13 +70,16 @@ def _newest(folder: str) -> str:
     """The newest runs in a folder: how they stand, and what opens them."""
     found, rows = runs_in(folder), []
     for path, run in found.head(NEWEST).iterrows():
+        what, counted = run["model"], "step {:,} of {:,}"
         try:
-            links = {"runs": {"run": path}} | openers(Run(path))
+            links = {"runs": {"run": path}} | openers(one := Run(path))
+            if isinstance(one, Group):
+                what, counted = f"{run['recipe']} of {what or 'finished runs'}", "{:,} of {:,} runs"
         except WorkbenchError:                                          # not readable, which its state says
             links = {"runs": {"folder": folder}}
-        step = f"step {run['step']:,} of {run['steps']:,}" if pd.notna(run["step"]) and run["step"] else ""
+        step = counted.format(run["step"], run["steps"]) if pd.notna(run["step"]) and run["step"] else ""
         valid = f"{html.escape(str(run['valid_name']))} {run['valid']:.3f}" if pd.notna(run["valid"]) else ""
-        about = f"{run['model']} on {run['data']}" if pd.notna(run["model"]) else str(run["error"])
+        about = f"{what}{' on ' * bool(run['data'])}{run['data']}" if pd.notna(what) else str(run["error"])
         rows.append([f"<b>{html.escape(Path(path).name)}</b>",
                      f'<span style="color:{ink_of(run["state"])}">{html.escape(str(run["state"]))}'
                      "</span>", html.escape(about), step, valid,

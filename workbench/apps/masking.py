@@ -20,7 +20,8 @@ from bokeh.events import SelectionGeometry
 from bokeh.models import BoxSelectTool, ColumnDataSource, LinearColorMapper, LogColorMapper, Range1d
 from bokeh.palettes import Cividis256, interp_palette
 
-from workbench.display import Dashboard, Text, alert, bars, built, served
+from workbench.colors import swatch
+from workbench.display import Dashboard, Text, alert, bars, beside, built, served
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.grids import Grid, plain
 from workbench.session import Session
@@ -30,10 +31,9 @@ MODES, DRAWN = ("temporal", "neuron", "intra_region", "inter_region", "causal"),
 HELD_OUT = 32                                                           # windows that a score is the mean of
 SEEN, HIDDEN, UNSCORED = "#1b1b1b", "#d55e00", "#56b4e9"
 WORSE_BETTER = interp_palette(["#a03c00", "#e69f00", "#f7f7f7", "#56b4e9", "#00507d"], 255)
-LEGEND = "".join(f'<span style="font-size:12px;margin-right:18px"><span style="display:inline-block;height:12px;width:'
-                 f'{width}px;background:{color};margin-right:6px;vertical-align:-1px"></span>{said}</span>'
-                 for width, color, said in ((3, SEEN, "spike that is left"), (3, HIDDEN, "spike that is hidden"), (
-                     14, f"{HIDDEN}40", "hidden and scored"), (14, f"{UNSCORED}70", "hidden, not scored")))
+LEGEND = f"""<div style="font-size:12px">{"".join(swatch(color, width=width) + said for width, color, said in (
+    (3, SEEN, "spike that is left"), (3, HIDDEN, "spike that is hidden"), (14, f"{HIDDEN}40", "hidden and scored"),
+    (14, f"{UNSCORED}70", "hidden, not scored")))}</div>"""
 
 
 class Masking(Dashboard):
@@ -279,13 +279,14 @@ class Masking(Dashboard):
             slider("ratio", "Share hidden", 0.05, 1.0, 0.05),
             slider("length", "Window (s)", unit.chunk, unit.whole_chunks(1e9), unit.chunk),
             slider("start", "Starts at (s)", self.session.start, self.session.stop - self.length, unit.bin_size))
-        model = pn.FlexBox(pn.widgets.TextInput.from_param(of.run, label="Folder of a run or a saved model", width=420),
+        model = pn.FlexBox(pn.widgets.TextInput.from_param(of.run, label="Folder of a run or a saved model",
+                                                           max_width=420, **wide),
                            pn.widgets.Select.from_param(of.shown, label="Drawn", width=190))
         said = [Text(self._no_regions, visible=bool(self._no_regions), margin=(0, 10)), model, buttons, self._alerts,
                 Text(of.status, margin=(0, 10), styles={"font-size": "13px"}, **wide), Text(LEGEND, margin=(2, 10))]
         left, middle, right, below = (pn.pane.Bokeh(plot, margin=2, **wide) for plot in self._figures)
-        return pn.Column(masks, *said, pn.Row(left, middle, right, **wide),
-                         pn.Row(below, self._regions, self._meter, **wide),
+        return pn.Column(masks, *said, beside(left, middle, right),
+                         beside(below, self._regions, self._meter),
                          self.as_code("status", "shown", "mode"), **wide)
 
 

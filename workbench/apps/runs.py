@@ -3,7 +3,8 @@
     metrics.jsonl, what is new in it → curves;  status.json → state, progress, throughput;  Stop → a file STOP
     of several runs: a table of them to choose from; of several as one (a comparison, a sweep) its own table too
 
-The last line of a cell is `run.watch()`; served, `?run=FOLDER` chooses the run. It works on a run of another kernel,
+The last line of a cell is `run.watch()`; served, `?run=FOLDER` chooses the run, of those in `&folder=FOLDER` where the
+address has that too; it is written anew as another is chosen. It works on a run of another kernel,
 of another machine that shares the folder, or of last year. In a notebook it looks from a thread, because a cell that
 waits for the run keeps the kernel from everything else. What a saved notebook keeps is the first look.
 """
@@ -22,8 +23,9 @@ import param
 
 from workbench.apps._decoded import Decoded
 from workbench.apps._run_curves import Curves
-from workbench.apps._run_facts import facts, ink_of, opening, recipe_of, red, unsaid, wrong
-from workbench.apps._run_table import RunTable
+from workbench.apps._run_facts import facts, ink_of, opening, recipe_of, red, wrong
+from workbench.apps._run_table import RunTable, measured
+from workbench.apps._tiles import TABLE
 from workbench.display import Dashboard, Text, address, built, home, in_kernel, page
 from workbench.errors import WorkbenchError
 from workbench.training import storage
@@ -38,21 +40,25 @@ class RunMonitor(Dashboard):
     """Loss, gradient norm, validation score (R² with the baselines' held-out R² dashed, or loss), progress, throughput,
     memory, Stop, Checkpoint now, Resume; a table of the runs where there are several.
 
-    run: the run's folder; None: the newest run in `folder`. interval: milliseconds between two looks. link: makes the
-    address of a dashboard, link(name, run=FOLDER), for what opens the model; None: the code that does is shown.
+    run: the folder of the run that is shown first; None: the newest. folder: where the runs are that can be chosen: by
+    default the run alone, with those in it where it is several as one; without a run those in `runs`. interval:
+    milliseconds between two looks. link: makes the address of a dashboard, link(name, run=FOLDER), for what opens the
+    model; None: the code that does is shown. NoRun where there is none.
     """
 
     run = param.Selector(doc="Folder of the run that is shown")
     interval = param.Integer(500, bounds=(100, None))
 
-    def __init__(self, run: str | Path | None = None, *, folder: str | Path = "runs",
+    def __init__(self, run: str | Path | None = None, *, folder: str | Path | None = None,
                  link: Callable[..., str] | None = None, **params):
         super().__init__(**params)
-        self._asked, self._folder, self._link = run, storage.place(folder), link
-        self.param.run.objects = self._places()
+        chosen = [str(Run(run).path)] if run is not None else []
+        self.folder, self._link = storage.place(folder or run or "runs"), link
+        self.param.run.objects = list(dict.fromkeys([*self._places(), *chosen]))
         self._curves, self._table = Curves(), RunTable(lambda place: setattr(self, "run", place))
         self._decoded = Decoded()
         self._head, self._alert, self._opens = (Text(sizing_mode="stretch_width", margin=(5, 10)) for _ in range(3))
+        self._head.stylesheets = [TABLE]
         self._progress = Text(sizing_mode="stretch_width", margin=(12, 10, 2, 10))
         self._stop = pn.widgets.Button(label="Stop", color="warning", width=90)
         self._save = pn.widgets.Button(label="Checkpoint now", width=130)
@@ -61,21 +67,21 @@ class RunMonitor(Dashboard):
         self._save.on_click(lambda _: self._act("checkpoint"))
         self._resume.on_click(lambda _: self._act("resume"))
         self._ticking, self._on_show, self._lock = None, False, threading.RLock()
-        self.run = next(iter(self.param.run.objects), None)             # which opens it
+        self.run = next(iter([*chosen, *self.param.run.objects]), None)  # which opens it
         if self.run is None:
             self._open()
 
     def code(self) -> str:
         """The cell that makes this view."""
         if self.run is None:
-            return f"from workbench.apps.runs import RunMonitor\n\nRunMonitor(folder={str(self._folder)!r})"
+            return f"from workbench.apps.runs import RunMonitor\n\nRunMonitor(folder={str(self.folder)!r})"
         return f"import workbench\n\nworkbench.Run({self.run!r}).watch()"
 
     def _places(self) -> list[str]:
-        """Folders of the runs to choose from, as they are now: those of the run, or of all runs in the folder."""
-        if self._asked is not None:
-            return _with_members(self._asked)
-        return [place for path in _newest_first(self._folder) for place in _with_members(path)]
+        """Folders of the runs to choose from, as they are now."""
+        single = any((self.folder / name).is_file() for name in (Run.HOLDS, Group.HOLDS))
+        return [place for path in ([self.folder] if single else _newest_first(self.folder))
+                for place in _with_members(path)]
 
     @param.depends("run", watch=True)
     def _open(self) -> None:
@@ -86,7 +92,7 @@ class RunMonitor(Dashboard):
         """Blank everything, then show the run as it is now."""
         with self._lock, _at_once():
             self._looks, self._state = 0, ""
-            self._tail = storage.Tail(storage.place(self.run or self._folder) / "metrics.jsonl")
+            self._tail = storage.Tail(storage.place(self.run or self.folder) / "metrics.jsonl")
             self._blank()
             self.refresh()
 
@@ -109,7 +115,7 @@ class RunMonitor(Dashboard):
 
     def _look(self) -> None:
         if self.run is None:
-            self._head.object = (f"<b>No runs yet</b> in <code>{html.escape(str(self._folder))}</code>. Start one with "
+            self._head.object = (f"<b>No runs yet</b> in <code>{html.escape(str(self.folder))}</code>. Start one with "
                                  "<code>workbench.launch(\"demo\")</code>.")
             return
         run = Run(self.run)
@@ -157,14 +163,13 @@ class RunMonitor(Dashboard):
 
     def _say_table(self, run: Group, state: str) -> None:
         """Of several runs as one: how many are done, and their table."""
-        status, table = run.status, run.scores().dropna(axis=1, how="all")
+        status = run.status
         of = len(run.plan["runs"])
         done = of - len(run.left)
         said = [f"{run.plan['kind']} of {of} runs, {done} done"]
         if state in ("running", "queued"):
             said.append(html.escape(status.get("stage", "starting")))
-        shown = unsaid(table.to_html(na_rep="", float_format="{:.4g}".format, border=0))
-        self._show(run, state, said, done / of, below=f"<div style='overflow-x:auto'>{shown}</div>")
+        self._show(run, state, said, done / of, below=measured(run.scores()))
 
     def _show(self, run: Run, state: str, said: list[str], share: float, beside: str = "", below: str = "") -> None:
         """The head, the progress and the buttons."""
@@ -245,7 +250,7 @@ class RunMonitor(Dashboard):
 
     def __panel__(self) -> pn.viewable.Viewable:
         buttons = pn.Row(self._progress, self._stop, self._save, self._resume)
-        several = self._asked is None or isinstance(Run(self._asked), Group)
+        several = not (self.folder / Run.HOLDS).is_file()
         self._view = pn.Column(*[self._table] * several, self._head, self._alert, buttons, self._opens, self._curves,
                                self._decoded, self.as_code("run"), sizing_mode="stretch_width")
         self._on_show = True
@@ -277,7 +282,16 @@ def app() -> pn.viewable.Viewable:
     asked = {key: values[-1].decode() for key, values in pn.state.session_args.items()}
     hub = "app" in asked
     link = lambda name, **told: address(app=name, **told) if hub else name + address(**told)            # its neighbours
-    return page("Runs", home(), RunMonitor(asked.get("run"), folder=asked.get("folder", "runs"), link=link))
+    monitor = RunMonitor(asked.get("run"), folder=asked.get("folder"), link=link)
+
+    def remember(*_) -> None:
+        listed = {} if str(monitor.folder) == monitor.run else {"folder": str(monitor.folder)}
+        if pn.state.location and monitor.run:
+            pn.state.location.update_query(run=monitor.run, **listed)
+
+    monitor.param.watch(remember, "run")
+    pn.state.onload(remember)
+    return page("Runs", home(), monitor)
 
 
 if pn.state.served:
