@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import BadRecording, UnknownName
-from workbench.session import Session
+from workbench.session import Session, inside
 
 # Seconds after stimulus onset in which a visual area answers first, by its latency.
 ANSWERS = {"V1": (0.030, 0.080), "V4": (0.060, 0.120), "IT": (0.080, 0.200)}
@@ -116,3 +116,29 @@ def _wholly_valid(session: Session, windows: pd.DataFrame) -> np.ndarray:
     start, stop = windows["start"].to_numpy(), windows["stop"].to_numpy()
     inside = np.searchsorted(starts, start + 1e-9, side="right") - 1    # NaN sorts last, and is in none
     return np.isfinite(start) & (inside >= 0) & (stop <= stops[inside] + 1e-9)
+
+
+def spikes_before(session: Session, times: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """Spikes of every unit [W, N] in the last `seconds` of valid recording before each time [W], and how long that is
+    [W]: less near the start of the session.
+    """
+    lengths = np.diff(session.intervals)[:, 0]
+    passed = np.stack([lengths.cumsum() - lengths, lengths.cumsum()], axis=1).ravel()
+    clock = lambda times: np.interp(times, session.intervals.ravel(), passed)       # seconds of valid recording
+    there, far = inside(session.spike_times, session.intervals), passed[-1] + seconds
+    spikes = np.sort(session.spike_units[there] * far + clock(session.spike_times[there]))
+    unit, stop = np.arange(len(session.units)) * far, clock(times)[:, None]
+    start = np.maximum(stop - seconds, 0)
+    return np.searchsorted(spikes, unit + stop) - np.searchsorted(spikes, unit + start), (stop - start)[:, 0]
+
+
+def row_at(start: np.ndarray, stop: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The row of [start, stop) that each time lies in, the one that started last where several do; −1 for none."""
+    order = np.argsort(start, kind="stable")
+    start, stop, times = start[order], stop[order], np.asarray(times)
+    reach = np.append(np.fmax.accumulate(stop), -np.inf)                # of row −1 nothing
+    at = np.searchsorted(start[:np.isfinite(start).sum()], times, side="right") - 1
+    while (over := ~(times < np.append(stop, np.inf)[at]) & (times < reach[at])).any():
+        at = np.where(over, at - 1, at)                                 # one that began before still lasts
+    there = (at >= 0) & (times < np.append(stop, -np.inf)[at])
+    return np.where(there, np.append(order, -1)[at], -1)

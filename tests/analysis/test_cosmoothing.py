@@ -10,7 +10,7 @@ from torch import nn
 from tests.models.small import SMALL
 from tests.models.test_zoo import toy
 from workbench import models
-from workbench.analysis.cosmoothing import _lagged, cosmooth, draw_held_out, factor_glm, predict, score
+from workbench.analysis.cosmoothing import _binned, _lagged, cosmooth, draw_held_out, factor_glm, predict, score
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.metrics import bits_per_spike
 from workbench.models.base import Output
@@ -84,16 +84,46 @@ def test_true_rates_score_high_and_each_units_mean_scores_nothing():
 
 
 def test_drift_shows_in_the_running_mean_and_over_the_training_mean():
-    random = np.random.default_rng(0)
-    times = np.sort(np.concatenate([random.uniform(0, 60, 300), random.uniform(60, 80, 600)]))
+    random, size = np.random.default_rng(0), 0.05
+    times = np.sort(np.concatenate([random.uniform(*part) for part in ((0, 300, 1500), (100, 200, 3000))]))
     drifting = replace(SESSION, spike_times=np.repeat(times, 2), spike_units=np.tile([0, 1], len(times)), series={},
-                       intervals=[[0, 100]], units=SESSION.units.iloc[:2])
-    found = predict(Stub(lambda b: torch.zeros(len(b), 2, 20)), drifting, [[60.0, 100.0]], ["u1"])
-    mean = found._replace(rates=np.broadcast_to(found.counts.mean(0), found.counts.shape))
-    told = score(mean, trained_on=drifting.between(0, 60))
-    assert told["bits_per_spike"] == pytest.approx(0) and told["running_mean"] > 0.02
-    want = bits_per_spike(mean.rates, found.counts, np.full((1, 1), 300 / 60 * 0.05))
-    assert told["over_training_mean"] == pytest.approx(want, rel=1e-6) and want > 0.3
+                       intervals=[[0, 300]], units=SESSION.units.iloc[:2])
+    for test in ([[100.0, 300.0]], [[a, a + 10.0] for a in range(100, 300, 20)]):       # also in pieces, as by trial
+        found = predict(Stub(lambda b: torch.zeros(len(b), 2, 20)), drifting, test, ["u1"])
+        mean = found._replace(rates=np.broadcast_to(found.counts.mean(0), found.counts.shape))
+        told = score(mean, trained_on=drifting.between(0, 100))
+        assert told["bits_per_spike"] == pytest.approx(0)
+        before = np.searchsorted(times, found.times) - np.searchsorted(times, found.times - 30)
+        rest = (len(times) - found.counts.sum()) / (300 - np.diff(test).sum()) * size
+        past = (before[:, None] + rest) / (30 / size + 1)
+        assert told["running_mean"] == pytest.approx(bits_per_spike(past, found.counts), abs=1e-3) and \
+            told["running_mean"] > 0.1
+        want = bits_per_spike(mean.rates, found.counts, np.full((1, 1), (times < 100).mean() * len(times) / 100 * size))
+        assert told["over_training_mean"] == pytest.approx(want, rel=1e-6) and want > 0.3
+
+
+def test_a_unit_that_was_silent_in_training_counts_as_half_a_spike_there():
+    late = SESSION.spike_times > 40
+    quiet = replace(SESSION, spike_times=SESSION.spike_times[late], spike_units=SESSION.spike_units[late])
+    found = predict(Stub(clock), quiet, [[40.0, 60.0]], HELD_OUT)
+    want = bits_per_spike(found.rates, found.counts, np.full((1, 4), 0.5 / 40 * 0.05))
+    assert score(found, trained_on=quiet.between(0, 40))["over_training_mean"] == pytest.approx(want)
+
+
+def test_bins_of_a_long_stretch_hold_their_own_spikes():
+    random = np.random.default_rng(0)
+    long = replace(SESSION, spike_times=np.sort(random.uniform(0, 20_000, 30_000)), series={}, intervals=[[0, 20_000]],
+                   spike_units=random.integers(0, 20, 30_000))
+    times, counts = _binned(long, np.array([[0.0, 20_000.0]]), 0.01)
+    np.testing.assert_array_equal(counts, long.counts(0.01).values)
+    assert len(times) == 2_000_000
+
+
+def test_time_that_is_no_valid_recording_is_not_scored():
+    gap = replace(SESSION, intervals=[[0, 20], [30, 60]])
+    whole, valid = (predict(Stub(clock), gap, part, HELD_OUT) for part in ([[10, 40]], [[10, 20], [30, 40]]))
+    np.testing.assert_array_equal(whole.times, valid.times)
+    assert len(whole.times) == 400
 
 
 def test_a_trained_model_beats_the_mean_and_loses_where_the_others_say_nothing():

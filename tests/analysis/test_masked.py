@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from workbench import models
+from workbench.align import spikes_before
 from workbench.analysis import masked, masked_fills
 from workbench.analysis.masked import MODES, bootstrap, evaluate, table
 from workbench.batch import Reader
@@ -208,7 +209,7 @@ def test_time_before_a_window_is_valid_time():
     times = np.array([1.0, 2.0, 50.0, 99.0, 101.0, 102.0])
     session = Session(id="gap", spike_times=times, spike_units=np.array([0, 1, 0, 0, 0, 0]),
                       units=SESSION.units.iloc[:2], intervals=[[0, 10], [100, 130]])
-    spikes, seconds = masked._before(session, np.array([0.0, 5.0, 100.0, 101.5, 121.5]))
+    spikes, seconds = spikes_before(session, np.array([0.0, 5.0, 100.0, 101.5, 121.5]), 30.0)
     np.testing.assert_allclose(seconds, [0, 5, 10, 11.5, 30])
     assert spikes.tolist() == [[0, 0], [1, 1], [1, 1], [2, 1], [2, 1]]  # 50 and 99 s are in no valid interval
 

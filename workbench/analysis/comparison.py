@@ -219,16 +219,32 @@ def _kept(sessions: Any, folder: Path) -> list[str]:
     for one in sessions if several else [sessions]:
         if isinstance(one, Session):
             path = folder.resolve() / "sessions" / f"{one.id.replace('/', '_')}.h5"
-            if not path.is_file():
-                one.save(path)
-            elif not np.array_equal(Session.open(path).spike_times, one.spike_times):
-                raise CannotCompare(f"{folder} compares on another session of the name {one.id!r}; choose another "
-                                    "folder")
+            there = path.is_file()
+            new = one.save(path.with_name(f"{path.stem}.new.h5") if there else path)
+            if there:                                                   # as read back: a file keeps no row labels
+                same = _same(Session.open(path), Session.open(new))
+                new.unlink()
+                if not same:
+                    raise CannotCompare(f"{folder} compares on another session of the name {one.id!r} (other spikes, "
+                                        "units, series, events or valid time); choose another folder")
             kept.append(str(path))
         else:
             path = Path(one).expanduser()
             kept.append(str(path.resolve()) if path.exists() else str(one))
     return kept
+
+
+def _same(a: Session, b: Session) -> bool:
+    """Whether two sessions hold the same, all of it."""
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("spike_times", "spike_units", "intervals", "images")]
+    pairs += [pair for name in a.series.keys() & b.series for pair in zip(a.series[name], b.series[name], strict=True)]
+    return (a.series.keys() == b.series.keys() and all(_equal(*pair) for pair in pairs)
+            and all(getattr(a, name).equals(getattr(b, name)) for name in ("units", "trials", "stimuli")))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    numbers = isinstance(a, np.ndarray) and np.issubdtype(a.dtype, np.floating)
+    return bool(np.array_equal(a, b, equal_nan=True) if numbers else np.array_equal(a, b))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, spearmanr, t
 
+from workbench.align import row_at
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.selection import within
 from workbench.session import Session, unit_rows
@@ -169,10 +170,9 @@ def _groups(gains: Gains, name: str, phases) -> dict[object, np.ndarray]:
         table = getattr(session, place)
         if column not in table:
             raise UnknownName("column", column, table.columns, where=f"the {place} of session {session.id!r}")
-        table = table.sort_values("start")
-        row = np.searchsorted(table["start"].to_numpy(float), times, side="right") - 1
-        there = (row >= 0) & (times < table["stop"].to_numpy(float)[row]) if len(table) else np.zeros(times.shape, bool)
-        return {label: there & (table[column].to_numpy() == label)[row] for label in table[column].dropna().unique()}
+        row = row_at(*(table[name].to_numpy(float) for name in ("start", "stop")), times)
+        return {label: (row >= 0) & (table[column].to_numpy() == label)[row] for label in
+                table.sort_values("start")[column].dropna().unique()}
     if name not in session.units:
         raise UnknownName("grouping", name, [*session.units, "lag", "phase", "stimuli.<column>", "trials.<column>"])
     return {label: (session.units[name] == label).to_numpy() for label in session.units[name].dropna().unique()}

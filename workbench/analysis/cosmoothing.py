@@ -17,23 +17,30 @@ import torch
 from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import PoissonRegressor
 
+from workbench.align import spikes_before
 from workbench.batch import Reader, SpikeBatch
 from workbench.errors import BadRecording, WorkbenchError
 from workbench.masking import Mask
-from workbench.metrics import bits_per_spike, running_mean
+from workbench.metrics import bits_per_spike
 from workbench.models.base import Output
-from workbench.session import Session, unit_rows
+from workbench.session import Session, inside, overlap, unit_rows
 from workbench.windows import aligned, sliding
+
+MEMORY = 30.0                                       # s, of the running mean
 
 
 class Predicted(NamedTuple):
-    """Held-out units bin by bin: starts of bins [T] in s, expected spikes a bin and spikes [T, H], units' rows [H]."""
+    """Held-out units bin by bin: starts of bins [T] in s, expected spikes a bin and spikes [T, H], units' rows [H].
+
+    before: what each unit's mean over the 30 s of recording before a bin says of it [T, H].
+    """
 
     times: np.ndarray
     rates: np.ndarray
     counts: np.ndarray
     units: np.ndarray
     bin_size: float
+    before: np.ndarray
 
 
 def draw_held_out(session: Session, share: float = 0.25, seed: int = 0) -> list[str]:
@@ -56,16 +63,17 @@ def cosmooth(model, session: Session, intervals: np.ndarray, held_out, *, traine
 def score(predicted: Predicted, trained_on: Session | None = None) -> dict:
     """{"bits_per_spike", "running_mean", "units", "bins", "spikes", "bin_size", "protocol"}.
 
-    "running_mean": what each unit's own mean over the 30 s before a bin would score; it sees what a co-smoothing model
-    may not. trained_on: the part of the session that was trained on; adds "over_training_mean", bits per spike above
-    the mean rates there, which a recording whose rates drift makes the higher the more it drifts.
+    "running_mean": what each unit's own mean over the 30 s of recording before a bin would score; it sees what a
+    co-smoothing model may not. trained_on: the part of the session that was trained on; adds "over_training_mean", bits
+    per spike above the mean rates there (half a spike for a unit that was silent), which a recording whose rates drift
+    makes the higher the more it drifts.
     """
     counts, size = predicted.counts, predicted.bin_size
     found = {"bits_per_spike": bits_per_spike(predicted.rates, counts),
-             "running_mean": bits_per_spike(running_mean(counts, max(round(30 / size), 1), counts.mean(0)), counts)}
+             "running_mean": bits_per_spike(predicted.before, counts)}
     if trained_on is not None:
-        before = trained_on.rates()[predicted.units] * size
-        found["over_training_mean"] = bits_per_spike(predicted.rates, counts, before)
+        mean = np.maximum(trained_on.rates()[predicted.units], 0.5 / trained_on.duration)
+        found["over_training_mean"] = bits_per_spike(predicted.rates, counts, mean * size)
     return found | {"units": counts.shape[1], "bins": counts.shape[0], "spikes": int(counts.sum()), "bin_size": size,
                     "protocol": f"bits per spike of {counts.shape[1]} held-out units in bins of {size:g} s of held-out "
                                 "time, above each unit's mean over these bins"}
@@ -101,7 +109,8 @@ def predict(model, session: Session, intervals: np.ndarray, held_out, *, align: 
         np.add.at(number, where, 1)
     model.train(training)
     there = number > 0
-    return Predicted(times[there], total[there] / number[there, None], counts[there][:, rows], rows, size)
+    return Predicted(times[there], total[there] / number[there, None], counts[there][:, rows], rows, size,
+                     _before(session, intervals, times[there], size)[:, rows])
 
 
 def _without(model, batch: SpikeBatch, hidden: torch.Tensor) -> Output:
@@ -134,7 +143,8 @@ def factor_glm(session: Session, train: np.ndarray, test: np.ndarray, held_out, 
     glm = PoissonRegressor(alpha=penalty, solver="newton-cholesky")
     rates = [glm.fit(features["train"], y).predict(features["test"]) if y.any() else np.full(len(times), 0.5 / len(y))
              for y in fitted.T]                                         # silent in training: half a spike there
-    return Predicted(times, np.stack(rates, axis=1), counts[:, rows], rows, bin_size)
+    return Predicted(times, np.stack(rates, axis=1), counts[:, rows], rows, bin_size,
+                     _before(session, parts["test"], times, bin_size)[:, rows])
 
 
 def _some_of(session: Session, held_out: Sequence) -> np.ndarray:
@@ -147,8 +157,10 @@ def _some_of(session: Session, held_out: Sequence) -> np.ndarray:
 
 def _whole_bins(session: Session, intervals: np.ndarray, bin_size: float, align: str | None,
                 shortest: float) -> np.ndarray:
-    """The intervals [n, 2], each as many whole bins as it holds; those shorter than `shortest` seconds are left out."""
-    intervals = np.array(intervals, float).reshape(-1, 2)
+    """The valid part of the intervals [n, 2], each as many whole bins as it holds; without those that are shorter than
+    `shortest` seconds.
+    """
+    intervals = overlap(session.intervals, np.asarray(intervals, float).reshape(-1, 2))
     if align:
         series = session.get_series(align)
         intervals = aligned(intervals, series.times, series.interval, shortest)
@@ -162,12 +174,29 @@ def _whole_bins(session: Session, intervals: np.ndarray, bin_size: float, align:
 
 def _binned(session: Session, intervals: np.ndarray, bin_size: float) -> tuple[np.ndarray, np.ndarray]:
     """Starts of all bins [T] and the spikes of every unit in them [T, N]."""
-    reader, times, counts = Reader([session]), [], []
+    times, counts = [], []
     for start, stop in intervals:
-        found = reader.read(np.zeros(1, int), np.array([start]), stop - start).counts(bin_size)[0]
-        times.append(start + bin_size * np.arange(found.shape[1]))
-        counts.append(found.T.numpy())
+        bins = round((stop - start) / bin_size)
+        times.append(start + bin_size * np.arange(bins))
+        first, last = session.spike_times.searchsorted([start, stop])
+        # In double precision: as float32 seconds from the start of a long stretch, spikes slip into other bins.
+        at = ((session.spike_times[first:last] - start) / bin_size + 1e-6).astype(np.int64).clip(0, bins - 1)
+        cell = at * len(session.units) + session.spike_units[first:last]
+        found = np.bincount(cell, minlength=bins * len(session.units)).astype(np.float32)
+        counts.append(found.reshape(bins, -1))
     return np.concatenate(times), np.concatenate(counts)
+
+
+def _before(session: Session, intervals: np.ndarray, times: np.ndarray, bin_size: float) -> np.ndarray:
+    """What each unit's mean over the 30 s of recording before each time says of a bin there [T, N]: its mean outside
+    the intervals, half a spike where it was silent, weighs as one bin more.
+    """
+    spikes, seconds = spikes_before(session, times, MEMORY)
+    whole, within = (np.bincount(units, minlength=len(session.units)) for units in (
+        session.spike_units, session.spike_units[inside(session.spike_times, intervals)]))
+    length = session.duration - np.diff(intervals).sum()
+    start = np.maximum(whole - within, 0.5) / length if length > bin_size else 0.5 / session.duration
+    return (spikes + start * bin_size) / (seconds / bin_size + 1)[:, None]
 
 
 def _lagged(values: np.ndarray, lags: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from workbench.batch import Reader
 from workbench.errors import BadRecording, UnknownName
 from workbench.metrics import accuracy, balanced_accuracy, r2
 from workbench.models.base import Output
-from workbench.session import Session, inside
+from workbench.session import Session, inside, overlap
 from workbench.windows import aligned, sliding
 
 
@@ -37,12 +37,14 @@ def decode(model, session: Session, intervals: np.ndarray, target: str, *, step:
            batch_size: int = 64) -> Decoded:
     """Predictions of `target` inside `intervals` [n, 2], where it is finite; no window reaches out of them.
 
-    step: seconds between windows; by default as many of the target's sampling intervals as make 50 ms.
+    step: seconds between windows; by default as many of the target's sampling intervals as make 50 ms, or for a series
+    that is sampled more seldom than windows are long a quarter of one. Time that is not valid recording is left out.
     """
+    intervals = overlap(session.intervals, np.asarray(intervals, float).reshape(-1, 2))
     reader = Reader([session], (target,), also=getattr(model, "reads", ()))
     times, true = reader.targets[target][0]
     interval = session.get_series(target).interval
-    step = step or _step(interval)
+    step = step or _step(interval, model)
     starts = sliding(aligned(intervals, times, interval, model.window), model.window, step)
     known = np.isfinite(true).all(1)                                    # batches leave out the others
     times, true = times[known], true[known]
@@ -87,13 +89,13 @@ def score(model, sessions: Sequence[Session], intervals: Sequence[np.ndarray], t
     """
     each, samples, steps = {"r2": [], "r2_causal": []}, {"r2": 0, "r2_causal": 0}, []
     for session, part in zip(sessions, intervals, strict=True):
-        steps.append(step or _step(session.get_series(target).interval))
+        steps.append(step or _step(session.get_series(target).interval, model))
         found = decode(model, session, part, target, step=steps[-1])
         for name, predicted in (("r2", found.averaged), ("r2_causal", found.causal)):
             there = np.isfinite(predicted).all(1)
             if name == "r2" and there.sum() < 2:
-                raise BadRecording(f"{session.id}: only {there.sum()} samples of {target!r} lie in the held-out time; "
-                                   "choose a series that is sampled there")
+                raise BadRecording(f"{session.id}: only {there.sum()} finite samples of {target!r} could be predicted "
+                                   "in the held-out time; choose a series that is sampled there")
             samples[name] += int(there.sum())
             nothing = np.full(found.true.shape[1], np.nan)
             each[name].append(r2(found.true[there], predicted[there]) if there.any() else nothing)
@@ -122,13 +124,13 @@ def score_classes(model, sessions: Sequence[Session], intervals: Sequence[np.nda
     for session, part in zip(sessions, intervals, strict=True):
         if target not in session.series:
             continue
-        most = min(_step(session.get_series(target).interval), model.window / 4)
+        most = min(_step(session.get_series(target).interval, model), model.window / 4)
         found = decode(model, session, part, target, step=step or most)
         there = np.isfinite(found.averaged).all(1)
         if there.any():
             true, named = found.true[there, 0].astype(int), found.averaged[there].argmax(1)
-            each.append((accuracy(true, named), balanced_accuracy(true, named), np.bincount(true).max() / len(true),
-                         len(true)))
+            each.append((accuracy(true, named), balanced_accuracy(true, named),
+                         np.unique(true, return_counts=True)[1].max() / len(true), len(true)))
     if not each:
         raise BadRecording(f"no sample of {target!r} lies in the held-out time; choose a series that is sampled there")
     right, balanced, most, samples = np.transpose(each)
@@ -144,10 +146,11 @@ def _mean(values) -> float:
     return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")
 
 
-def _step(interval: float) -> float:
+def _step(interval: float, model) -> float:
     if not interval > 0:                                                # a series of a single sample has none
         return 0.05
-    return interval * max(1, int(np.ceil(0.05 / interval - 1e-6)))
+    step = interval * max(1, int(np.ceil(0.05 / interval - 1e-6)))
+    return step if step <= model.window - model.warmup + 1e-9 else min(model.window / 4, model.window - model.warmup)
 
 
 def _device(model) -> torch.device:

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workbench.align import spikes_before
 from workbench.analysis import forecast_glm
-from workbench.analysis.cosmoothing import _binned, _whole_bins
-from workbench.analysis.masked import _before
+from workbench.analysis.cosmoothing import MEMORY, _binned, _whole_bins
 from workbench.batch import Reader, SpikeBatch
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.losses import poisson_nll
@@ -121,7 +121,7 @@ class RunningMean:
     mean: np.ndarray
 
     def __call__(self, origins: Origins) -> np.ndarray:
-        spikes, seconds = _before(origins.session, origins.times)
+        spikes, seconds = spikes_before(origins.session, origins.times, MEMORY)
         rates = (spikes + self.mean) / (seconds[:, None] / origins.bin_size + 1)
         return np.repeat(rates[:, :, None], origins.bins, axis=2)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from workbench.align import row_at
 from workbench.analysis.raster import CountPyramid
 from workbench.errors import UnknownName
 from workbench.session import Session
@@ -111,12 +112,7 @@ def trials_of(cloud: Cloud, sessions: Sequence[Session]) -> np.ndarray:
 def trial_of(session: Session, times: np.ndarray) -> np.ndarray:
     """The row of the trial table that each time [P] lies in, the later one where two overlap; −1 for none."""
     start, stop = (session.trials[name].to_numpy(float) for name in ("start", "stop"))
-    order = np.argsort(start, kind="stable")
-    at = np.searchsorted(start[order], times, side="right") - 1
-    if not len(order):
-        return at
-    row = order[np.maximum(at, 0)]
-    return np.where((at >= 0) & (times < stop[row]), row, -1)
+    return row_at(start, stop, times)
 
 
 def stretches(times: np.ndarray, width: float, gap: float = 0.0) -> np.ndarray:

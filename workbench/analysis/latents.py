@@ -13,6 +13,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from workbench import __version__, models
 from workbench.analysis.raster import unit_columns
 from workbench.batch import Reader, SpikeBatch
 from workbench.catalog import open_recording, open_recordings
-from workbench.errors import CannotWrite, WorkbenchError
+from workbench.errors import CannotWrite, UnknownName, WorkbenchError
 from workbench.files import replacing
 from workbench.nn.vocabulary import Vocabulary
 from workbench.places import cache_folder
@@ -172,7 +173,10 @@ def fingerprint(model: nn.Module, sessions: Sequence[Session], *more) -> str:
         digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     for s in sessions:
         digest.update(json.dumps([s.id, list(s.units["id"])]).encode())
-        read = [s.series[name].values for name in _series(model) if name in s.series]
+        read = []
+        for name in _series(model):
+            with suppress(UnknownName):                                 # as batches go without it
+                read += s.get_series(name)[:2]
         for array in (s.spike_times, s.spike_units, s.intervals, *read):
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -24,18 +24,19 @@ import pandas as pd
 import torch
 from scipy.stats import norm, t
 
+from workbench.align import spikes_before
 from workbench.analysis import masked_fills
-from workbench.analysis.cosmoothing import _whole_bins
+from workbench.analysis.cosmoothing import MEMORY, _whole_bins
 from workbench.analysis.masked_fills import Seen
 from workbench.batch import Reader, SpikeBatch
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.masking import Mask
 from workbench.metrics import SILENT
-from workbench.session import Session, inside
+from workbench.session import Session
 from workbench.windows import sliding
 
 MODES = ("temporal", "neuron", "intra_region", "inter_region", "causal")
-MEMORY, BLOCK = 30.0, 20.0                          # s: of the running mean, of a stretch that the bootstrap draws
+BLOCK = 20.0                                        # s, of a stretch that the bootstrap draws
 LEARNT_FROM = 1000                                  # training windows at most, spread evenly
 
 
@@ -151,20 +152,8 @@ def _part(model, session: Session, intervals: np.ndarray, align: str | None, mos
     if most and len(starts) > most:
         starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
     batch = Reader([session], also=getattr(model, "reads", ())).read(np.zeros(len(starts), int), starts, model.window)
-    before, seconds = _before(session, starts)
+    before, seconds = spikes_before(session, starts, MEMORY)
     return Part(starts, batch, batch.counts(model.bin_size).numpy(), before, seconds / model.bin_size)
-
-
-def _before(session: Session, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Spikes of every unit [W, N] in the `MEMORY` s of valid recording before each start, and how long that is [W]."""
-    lengths = np.diff(session.intervals)[:, 0]
-    passed = np.stack([lengths.cumsum() - lengths, lengths.cumsum()], axis=1).ravel()
-    clock = lambda times: np.interp(times, session.intervals.ravel(), passed)       # seconds of valid recording
-    there, far = inside(session.spike_times, session.intervals), passed[-1] + MEMORY
-    spikes = np.sort(session.spike_units[there] * far + clock(session.spike_times[there]))
-    unit, stop = np.arange(len(session.units)) * far, clock(starts)[:, None]
-    start = np.maximum(stop - MEMORY, 0)
-    return np.searchsorted(spikes, unit + stop) - np.searchsorted(spikes, unit + start), (stop - start)[:, 0]
 
 
 def _regions(session: Session, least: int) -> list[str]:

@@ -215,7 +215,8 @@ def envelope(times: np.ndarray, values: np.ndarray, start: float, stop: float,
 def resample(times: np.ndarray, values: np.ndarray, start: float, stop: float, columns: int = 1000) -> np.ndarray:
     """Mean of `values` [T, D] in each of `columns` equal parts of [start, stop): [columns, D].
 
-    A part shorter than the time between two samples takes the sample before it; NaN outside the recording and in gaps.
+    A part shorter than the time between two samples takes the sample before it; NaN outside the recording, in gaps
+    and where no sample is a number.
     """
     edges = np.linspace(start, stop, columns + 1)
     bounds = np.searchsorted(times, edges)
@@ -228,8 +229,10 @@ def resample(times: np.ndarray, values: np.ndarray, start: float, stop: float, c
     near = (bounds[1:] > 0) & (edges[1:] - times[held] < 5 * (np.median(np.diff(times)) if len(times) > 1 else np.inf))
     out[near] = values[held[near]]
     some = np.diff(bounds) > 0
-    sums = np.add.reduceat(values, bounds[:-1][some], axis=0) if some.any() else np.empty((0, values.shape[1]))
-    out[some] = sums / np.diff(bounds)[some, None]
+    if some.any():
+        finite, firsts = np.isfinite(values), bounds[:-1][some]
+        sums, number = (np.add.reduceat(each, firsts, axis=0) for each in (np.where(finite, values, 0), finite * 1))
+        out[some] = np.divide(sums, number, out=np.full(sums.shape, np.nan), where=number > 0)
     return out
 
 

@@ -33,13 +33,16 @@ def direction_tuning(session: Session, series: str = "hand_vel", *, directions: 
     if not moving.any():
         raise BadRecording(f"{session.id}: series {series!r} never moves, so no direction can be told")
     moving &= speed >= np.quantile(speed[moving], slowest)
-    angle = np.arctan2(velocity[:, 1], velocity[:, 0])
+    angle = np.where(moving, np.arctan2(velocity[:, 1], velocity[:, 0]), 0.0)
     sector = np.where(moving, np.round(angle / (2 * np.pi) * directions).astype(int) % directions, directions)
-    seconds = np.bincount(sector, minlength=directions + 1)[:directions] * s.interval
+    # A sample stands for the time that is nearest to it, half an interval on either side at most.
+    gaps = np.minimum(np.diff(times, prepend=-np.inf, append=np.inf), s.interval)
+    lasts = (gaps[:-1] + gaps[1:]) / 2
+    seconds = np.bincount(sector, lasts, minlength=directions + 1)[:directions]
 
-    at = np.searchsorted(times, session.spike_times + lead - s.interval / 2)               # the nearest sample
-    near = np.minimum(at, len(times) - 1)
-    known = (at < len(times)) & (np.abs(times[near] - session.spike_times - lead) <= s.interval)
+    when = session.spike_times + lead
+    near = np.searchsorted((times[:-1] + times[1:]) / 2, when)
+    known = np.abs(times[near] - when) <= s.interval / 2
     cell = session.spike_units[known].astype(np.int64) * (directions + 1) + sector[near[known]]
     n = len(session.units)
     counts = np.bincount(cell, minlength=n * (directions + 1)).reshape(n, directions + 1)[:, :directions]

@@ -180,7 +180,7 @@ def scaling(sessions: Sequence[Session], target: str) -> tuple[list[float], list
             raise BadRecording(f"{session.id}: series {target!r} has {len(values)} finite samples in the time to train "
                                "on; choose another series or another split")
         means.append(values.mean(0))
-        scales.append(values.std(0))
+        scales.append(np.where((values != values[:1]).any(0), values.std(0), 0.0))
     scale = np.mean(scales, axis=0)
     return np.mean(means, axis=0).tolist(), np.where(scale > 0, scale, 1.0).tolist()
 
