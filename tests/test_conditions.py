@@ -1,12 +1,14 @@
 """Events and pictures of a session's tables, read as series."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from workbench import Session
 from workbench.batch import Reader
-from workbench.conditions import beside, pictures, thumbnails
+from workbench.conditions import beside, picture_names, pictures, thumbnails
 from workbench.errors import BadRecording, UnknownName
 
 
@@ -57,5 +59,11 @@ def test_what_is_not_there_gets_a_sentence():
             recording().get_series(name)
     with pytest.raises(BadRecording, match="'side' holds no numbers"):
         recording().get_series("trials.go:side")
+    counted = recording()
+    counted = replace(counted, stimuli=counted.stimuli.assign(image=counted.stimuli["image"] + 1))
+    with pytest.raises(BadRecording, match="its stimuli show picture 2 of 2; pictures count from 0"):
+        counted.get_series("stimuli.start:pixels")
+    with pytest.raises(BadRecording, match="pictures count from 0"):
+        picture_names(counted)
     with pytest.raises(BadRecording, match="holds no pictures"):
         recording(load_images=None).get_series("stimuli.start:pixels")

@@ -45,6 +45,8 @@ def test_a_column_that_stands_still_has_no_r2_but_does_not_spoil_the_others():
     np.testing.assert_allclose(metrics.r2(true, predicted), [0.5, np.nan])
     assert metrics.weighted_r2(true, predicted) == 0.5
     assert np.isnan(metrics.weighted_r2(true[:, 1:], predicted[:, 1:]))
+    still = np.full((1000, 1), 0.1)                                     # whose mean is beside it, as floats go
+    assert still.mean() != 0.1 and np.isnan(metrics.r2(still, still + 1)).all()
 
 
 def test_accuracies_are_scikit_learns_and_balance_matters():

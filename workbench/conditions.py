@@ -82,7 +82,9 @@ def picture_names(session: Session) -> np.ndarray:
     if session.load_images is None:
         count = int(presentations(session)[1].max(initial=-1)) + 1
         return np.array([f"{session.dataset or session.id} {i}" for i in range(count)])
-    return _digests(session.load_images)
+    names = _digests(session.load_images)
+    _count_from_0(session, len(names))
+    return names
 
 
 @lru_cache(maxsize=8)
@@ -118,7 +120,14 @@ def _images(session: Session) -> np.ndarray:
     if images is None or "image" not in session.stimuli:
         raise BadRecording(f"{session.id} holds no pictures; choose columns of its stimuli: "
                            f"{', '.join(session.stimuli.columns)}")
+    _count_from_0(session, len(images))
     return images
+
+
+def _count_from_0(session: Session, pictures: int) -> None:
+    if "image" in session.stimuli and (most := session.stimuli["image"].max()) >= pictures:
+        raise BadRecording(f"{session.id}: its stimuli show picture {most:g} of {pictures}; pictures count from 0 "
+                           "(take 1 away where they count from 1)")
 
 
 def _numbers(session: Session, table, column: str) -> np.ndarray:

@@ -232,6 +232,8 @@ def test_horizons_lie_inside_the_intervals_and_windows_in_valid_recording():
     assert not ((at + HORIZON > 20) & (at - HISTORY < 30)).any() and (at < 20).any() and (at > 30).any()
     assert np.allclose(np.diff(attribution.origins(Known(), session, [[50, 100]], stride=0.25)), 0.25)
     assert len(attribution.origins(Known(), session, [[50, 100]], most=7)) == 7
+    with pytest.raises(BadRecording, match="most=1 leaves one window"):
+        attribution.origins(Known(), session, [[50, 100]], most=1)
 
 
 def test_another_windows_values_are_never_its_own():

@@ -1,5 +1,7 @@
 """The table of a comparison is what its runs say, and a comparison goes on where it stopped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -139,6 +141,12 @@ def test_other_conditions_and_unknown_models_are_refused(table, folder, tmp_path
                 adapt={"steps": 5}, folder=folder / "one")
     with pytest.raises(CannotCompare, match="another session of the name 'here'"):
         compare(["ridge"], tuned("here", 5, seconds=40), target="vel", folder=folder / "one")
+    vel = SESSION.series["vel"]
+    for changed in ({"series": {"vel": vel._replace(values=-vel.values)}}, {"intervals": [[0, 30]]},
+                    {"units": SESSION.units.assign(region="M1")}):
+        with pytest.raises(CannotCompare, match=r"another session of the name 'here' \(other spikes, units, series"):
+            compare(["ridge"], replace(SESSION, **changed), target="vel", folder=folder / "one")
+    assert sorted(path.name for path in (folder / "one" / "sessions").iterdir()) == ["here.h5", "other.h5"]
     with pytest.raises(CannotStart, match=r"gru holds a run of another recipe \(model.dim is 32 there and 16 here"):
         compare([recipe("gru").with_(model={"dim": 16})], SESSION, target="vel", budget=24, adapt_to=OTHER, labels=10.0,
                 adapt={"steps": 5}, folder=folder / "one")

@@ -11,6 +11,7 @@ from tests.models.test_models import tuned
 from workbench.analysis.decoding import decode, score
 from workbench.metrics import r2
 from workbench.models.base import Output
+from workbench.session import Series
 
 
 class Oracle(torch.nn.Module):
@@ -59,6 +60,26 @@ def test_gaps_in_the_behaviour_are_passed_over_and_shift_nothing():
     np.testing.assert_allclose(found.averaged, found.true, atol=1e-6)
     told = score(Oracle(), [gaps], [np.array([[40.0, 60.0]])], "vel")
     assert told["r2"] == pytest.approx(1) == told["r2_causal"] and told["samples"] == there.sum()
+
+
+@pytest.mark.parametrize("gaps", [2.5, (0.5, 1.5, 4.0)])
+def test_a_series_that_is_sampled_seldom_is_scored_at_every_sample(gaps):
+    session = tuned(seconds=60)
+    times = np.cumsum(np.resize(gaps, 40)) + 0.01
+    times = times[times < 58]
+    slow = replace(session, series={"vel": Series(times, np.random.default_rng(0).normal(size=(len(times), 2)))})
+    found = decode(Oracle(), slow, [[0, 60]], "vel")
+    np.testing.assert_allclose(found.averaged, found.true, atol=1e-6)
+    assert np.isfinite(found.causal[times > 1]).all()
+    told = score(Oracle(), [slow], [[[0, 60]]], "vel")
+    assert told["r2"] == pytest.approx(1) and told["samples"] == len(times)
+
+
+def test_time_that_is_no_valid_recording_is_not_scored():
+    gap = replace(tuned(seconds=60), intervals=[[0, 20], [30, 60]])
+    whole, valid = (decode(Oracle(1.0), gap, part, "vel") for part in ([[10, 40]], [[10, 20], [30, 40]]))
+    assert np.array_equal(whole.times, valid.times) and np.array_equal(whole.averaged, valid.averaged)
+    assert not ((whole.times > 20) & (whole.times < 30)).any()
 
 
 def test_scores_agree_with_scikit_learn():

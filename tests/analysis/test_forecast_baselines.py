@@ -1,5 +1,7 @@
 """Baselines of forecasts: each finds what was put into simulated spikes, and none sees what comes after an origin."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,6 +142,8 @@ def test_a_psth_is_the_mean_by_time_since_the_trial_started():
     np.testing.assert_allclose(psth(origins_of(counts, np.array([5]), past=5, session=session))[0, 0],
                                counts[:2800, 0].mean(), rtol=1e-6)
     assert fitted("psth")["psth"] is None
+    unknown = replace(session, trials=session.trials.assign(stop=np.nan))
+    assert fitted("psth", session=unknown)["psth"] is None
 
 
 @pytest.mark.parametrize("name", [n for n in forecast_baselines.BASELINES if n != "psth"])

@@ -1,5 +1,7 @@
 """Clouds of latents: a point lies where its spikes are, is called what went on there, and is computed once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,6 +95,13 @@ def test_a_cloud_is_computed_once_for_the_same_weights_and_recording():
     assert model.asked == asked and np.array_equal(first.values, again.values) and first.key == again.key
     moments(model, [recording(seed=3)])
     assert model.asked > asked
+    reads = Counts()
+    reads.reads = ("hand_vel", "trials.start")                          # what a model reads beside spikes counts, too
+    keys = {latents.fingerprint(reads, [each]) for each in (session, replace(
+        session, series={**session.series, "hand_vel": session.series["hand_vel"]._replace(
+            times=session.series["hand_vel"].times + 0.5)}), replace(
+        session, trials=session.trials.assign(start=session.trials["start"] + 0.5)))}
+    assert len(keys) == 3
     torch.nn.init.constant_(model.gain, 2.0)
     assert np.array_equal(moments(model, [session]).values, 2 * first.values)
     (latents.cache_folder("latents") / f"{first.key}.npz").write_bytes(b"damaged")
@@ -203,6 +212,10 @@ def test_an_unknown_label_is_answered_with_the_near_ones():
 def test_of_overlapping_trials_in_any_order_the_later_counts():
     session = recording(trials=pd.DataFrame({"start": [5.0, 1.0], "stop": [8.0, 6.0]}))
     assert trial_of(session, np.array([0.5, 1.0, 5.5, 6.5, 8.0])).tolist() == [-1, 1, 0, 0, -1]
+    nested = recording(trials=pd.DataFrame({"start": [0.0, 2, 2.2, 5, 20], "stop": [10.0, 3, 2.5, 5.5, 21]}))
+    times = np.array([1.0, 2.1, 2.3, 2.7, 4.0, 5.2, 7.0, 10.0, 20.5, 25.0])
+    assert trial_of(nested, times).tolist() == [0, 1, 2, 1, 0, 3, 0, -1, 4, -1]
+    assert trial_of(replace(nested, trials=nested.trials[:0]), times).tolist() == [-1] * 10
 
 
 def test_chosen_moments_become_stretches_and_their_spikes_are_all_there():

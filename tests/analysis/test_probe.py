@@ -175,6 +175,31 @@ def test_lagged_counts_are_those_of_the_bins_around_and_see_nothing_outside():
     np.testing.assert_array_equal(found.x, [[1, 0, 1, 0, 1, 1], [1, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 1]])
 
 
+def test_lagged_counts_pass_over_gaps_in_the_recording_and_in_the_behaviour():
+    session = tuned(seconds=60)
+    gap = replace(session, intervals=[[0, 20], [30, 60]])
+    pieces = lagged_counts(session, np.array([[0.0, 20], [30, 60]]), "vel", 0.05, [-1, 0])
+    whole = lagged_counts(gap, np.array([[0.0, 60.0]]), "vel", 0.05, [-1, 0])
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(one, other)
+    vel = session.series["vel"]
+    lost = replace(session, series={"vel": vel._replace(values=np.where(vel.times[:, None] < 21, np.nan, vel.values))})
+    assert (lagged_counts(lost, np.array([[0.0, 20], [30, 60]]), "vel", 0.05, [0]).times > 30).all()
+
+
+def test_a_probe_of_rates_knows_units_by_name():
+    torch.manual_seed(0)
+    model = models.build("ndt1", [SESSION], **SMALL["ndt1"]).eval()
+    found = probe.fit(model, [SESSION], [PARTS["train"]], [PARTS["valid"]], "vel", "rates")
+    order = np.random.default_rng(0).permutation(len(SESSION.units))
+    mixed = replace(SESSION, units=SESSION.units.iloc[order].reset_index(drop=True),
+                    spike_units=np.argsort(order)[SESSION.spike_units])
+    one, other = (decode(found, each, PARTS["test"], "vel").averaged for each in (SESSION, mixed))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    with pytest.raises(WorkbenchError, match="10 of the units whose rates the probe was fitted to, such as 'u10'"):
+        decode(found, SESSION.select(range(10)), PARTS["test"], "vel")
+
+
 def test_a_twin_has_other_weights_the_same_settings_and_is_the_same_for_a_seed():
     model = models.build("neurobridge", [SESSION], **SMALL["neurobridge"])
     before = torch.get_rng_state()

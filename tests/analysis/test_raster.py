@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench import Session
-from workbench.analysis.raster import CountPyramid, envelope, population_rate, shade, sort_units
+from workbench.analysis.raster import CountPyramid, envelope, population_rate, resample, shade, sort_units
 from workbench.cache import mapped_from
 
 
@@ -154,6 +154,16 @@ def test_a_gap_in_a_series_is_not_drawn_over(columns):
     times = np.concatenate([np.arange(0, 10, 0.1), np.arange(50, 60, 0.1)])
     t, v = envelope(times, np.ones((len(times), 1)), 0, 60, columns)
     assert np.isnan(v[(t > 9.8) & (t < 51)]).any()
+
+
+def test_samples_that_are_no_numbers_leave_the_mean_of_the_others():
+    times, values = np.arange(0, 10, 0.01), np.random.default_rng(0).normal(size=(1000, 2))
+    values[::7, 0] = np.nan
+    values[:100, 1] = np.nan
+    found = resample(times, values, 0.0, 10.0, 20)
+    want = np.nanmean(values[:, 0].reshape(20, 50), axis=1)
+    np.testing.assert_allclose(found[:, 0], want)
+    assert np.isnan(found[:2, 1]).all() and np.isfinite(found[2:, 1]).all()
 
 
 def test_ten_million_spikes_are_ready_in_seconds_and_redrawn_at_once():

@@ -42,5 +42,7 @@ def test_runs_without_a_score_are_left_out_and_too_few_sizes_refused():
     table = runs(5.0, 0.3, 0.2)
     table.loc[0, "loss"] = np.nan
     assert fit(table, "parameters", "loss", draws=1).best[1] == pytest.approx(0.3, rel=1e-3)
+    with pytest.raises(CannotFit, match="no column 'size' of numbers; there are parameters, loss"):
+        fit(table, "size", "loss")
     with pytest.raises(CannotFit, match="four sizes"):
         fit(runs(5.0, 0.3, 0.2, sizes=3), "parameters", "loss")

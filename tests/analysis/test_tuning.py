@@ -1,5 +1,7 @@
 """Direction tuning finds what a simulation put in, and says what it cannot work on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +33,16 @@ def test_preferred_direction_depth_and_rates_are_recovered():
     assert table["depth"].to_numpy() == pytest.approx(15, abs=1.5)      # a little less: sectors average the cosine
     assert (table["r2"] > 0.98).all()
     assert table.filter(like="rate_").to_numpy().mean() == pytest.approx(20, rel=0.05)
+
+
+def test_rates_are_right_however_the_velocity_is_sampled():
+    session, random = circling(), np.random.default_rng(1)
+    velocity = session.series["hand_vel"]
+    for kept in (random.random(len(velocity.times)) < 0.7, np.isin(np.arange(len(velocity.times)) % 4, (0, 1))):
+        some = velocity._replace(times=velocity.times[kept], values=velocity.values[kept])
+        table = direction_tuning(replace(session, series={"hand_vel": some}))
+        assert table.filter(like="rate_").mean(axis=1).to_numpy() == pytest.approx(20, rel=0.05)
+        assert table["depth"].to_numpy() == pytest.approx(15, rel=0.08)
 
 
 def test_a_unit_that_never_fires_has_no_tuning_and_no_error():

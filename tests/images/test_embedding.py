@@ -9,7 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from tests.images import folders
 from tests.models.test_neurobridge_pictures import A
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, WorkbenchError
 from workbench.images import embedding
 from workbench.images.embedding import (
     GaborColor,
@@ -90,6 +90,13 @@ def test_vectors_are_computed_once_and_kept(kept):
     file.write_bytes(file.read_bytes()[:100])                           # damaged: made anew
     assert np.array_equal(embed(images, Counting()), one) and Counting.calls == 2
     assert not np.array_equal(embed(255 - images, Counting()), one)
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 4), np.uint8), np.zeros((2, 8, 8, 1), np.uint8),
+                                    np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((8, 8), np.uint8)])
+def test_what_are_no_pictures_is_refused(images):
+    with pytest.raises(WorkbenchError, match=r"pictures of shape .* give uint8 \[n, height, width\]"):
+        embed(images, GaborColor())
 
 
 def test_pictures_of_a_session_are_a_series_under_their_name(kept):

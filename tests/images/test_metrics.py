@@ -244,6 +244,12 @@ def test_differences_are_more_certain_than_what_differs():
     assert [bound[2] for bound in both] == pytest.approx([mean, low, high])
 
 
+def test_intervals_of_few_pictures_hold_the_truth_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    bounds = [metrics.bootstrap(random.normal(size=12), np.arange(12), draws=400)[1:] for _ in range(400)]
+    assert 0.92 <= np.mean([low < 0 < high for low, high in bounds]) <= 0.98
+
+
 def test_one_picture_has_a_mean_and_no_interval():
     mean, low, high = metrics.bootstrap(np.arange(3.0), np.zeros(3))
     assert mean == 1 and np.isnan(low) and np.isnan(high)

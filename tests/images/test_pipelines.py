@@ -89,6 +89,10 @@ def test_the_same_presentations_give_the_same_pictures_and_the_report_says_what_
     assert all(np.array_equal(one.made[name], again.made[name]) for name in one.made)
     assert one.protocol["simulated"] and "drawn by seed 0" in one.protocol["selection"]
     assert one.protocol["conditioned_by"]["ridge to vector"] == "tiny" and "category" in one.items
+    order = np.random.default_rng(0).permutation(len(session.stimuli))  # a table need not be in the order of time
+    mixed = replace(session, stimuli=session.stimuli.iloc[order].reset_index(drop=True))
+    told = reconstruct(model, [mixed], parts, TinyDiffusion(), most=4, steps=2, convolutional=0).items
+    assert told["category"].tolist() == one.items["category"].tolist()
     other = replace(session, id="other")
     assert reconstruct(model, [session], parts, TinyDiffusion(), most=4, steps=2, convolutional=0, seed=1,
                        data={other.id: "somewhere"}).protocol["data"] == {"other": "somewhere"}

@@ -1,6 +1,7 @@
 """What every model promises, whichever it is."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import torch
 
 from tests.models.small import SMALL
 from workbench import models
-from workbench.analysis.decoding import score
+from workbench.analysis.decoding import decode, score
 from workbench.batch import Reader
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.models import base
@@ -153,6 +154,24 @@ def test_a_batch_without_a_sample_teaches_nothing_and_breaks_nothing(name):
     loss = model.loss(Reader([session], ("vel",)).read([0, 0], [40.0, 50.0], model.window))["loss"]
     loss.backward()
     assert loss == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_ridge_knows_units_by_name():
+    session = tuned()
+    model, (parts,) = trained("ridge", [session], 0)
+    order = np.random.default_rng(0).permutation(20)
+    mixed = replace(session, units=session.units.iloc[order].reset_index(drop=True),
+                    spike_units=np.argsort(order)[session.spike_units])
+    some = session.select(range(5, 20))
+    silent = replace(session, spike_times=session.spike_times[session.spike_units >= 5],
+                     spike_units=session.spike_units[session.spike_units >= 5])
+    of = {name: decode(model, each, parts["test"], "vel").averaged for name, each in (
+        ("own", session), ("mixed", mixed), ("some", some), ("silent", silent))}
+    np.testing.assert_allclose(of["mixed"], of["own"], atol=1e-5)
+    np.testing.assert_allclose(of["some"], of["silent"], atol=1e-5)     # who is not there is silent
+    other = replace(session, units=session.units.assign(id=[f"x{i}" for i in range(20)]))
+    with pytest.raises(WorkbenchError, match="none of the 20 units that ridge was fitted to is in 'tuned'"):
+        decode(model, other, parts["test"], "vel")
 
 
 def test_ridge_agrees_with_scikit_learn_with_many_features_and_with_few():

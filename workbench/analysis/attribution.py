@@ -142,6 +142,8 @@ def origins(model, session: Session, intervals: np.ndarray, stride: float | None
         raise BadRecording(f"{session.id}: {len(found)} windows of {model.history:g} s before and {model.horizon:g} s "
                            "inside the intervals lie in valid recording, and 2 are needed; give longer intervals, or a "
                            "smaller stride")
+    if most == 1:
+        raise BadRecording("most=1 leaves one window, its own stand-in where it is shuffled; ask for 2 or more")
     keep = np.linspace(0, len(found) - 1, min(most or len(found), len(found))).round().astype(int)
     return found[keep]
 

@@ -45,7 +45,8 @@ def decode(model, session: Session, intervals: np.ndarray, target: str, *, step:
     times, true = reader.targets[target][0]
     interval = session.get_series(target).interval
     step = step or _step(interval, model)
-    starts = sliding(aligned(intervals, times, interval, model.window), model.window, step)
+    often = interval <= model.window - model.warmup                     # else no bin can be centred on each sample
+    starts = sliding(aligned(intervals, times, interval, model.window) if often else intervals, model.window, step)
     known = np.isfinite(true).all(1)                                    # batches leave out the others
     times, true = times[known], true[known]
     total, number = {}, {name: np.zeros(len(times)) for name in ("averaged", "causal")}

@@ -142,17 +142,18 @@ class PSTH:
 
 def _since(session: Session, times: np.ndarray, bin_size: float) -> np.ndarray:
     """How many bins ago the last trial started, of bins by their starts; −1 before the first trial."""
-    starts, middle = np.sort(session.trials["start"].to_numpy(float)), times + bin_size / 2
+    starts, middle = np.sort(session.trials["start"].dropna().to_numpy(float)), times + bin_size / 2
     last = np.searchsorted(starts, middle, side="right") - 1
     return np.where(last >= 0, (middle - starts[np.maximum(last, 0)]) / bin_size, -1).astype(int)
 
 
 def _psth(session: Session, learning: Learning) -> PSTH | None:
-    if not len(session.trials):
+    lasts = (session.trials["stop"] - session.trials["start"]).max() if len(session.trials) else np.nan
+    if not lasts > 0:                                                   # no trials, or none that is known
         return None
     since, counts = _since(session, np.concatenate(learning.times), learning.bin_size), np.concatenate(learning.train)
     # The time after a trial belongs to it until the next one starts, but a long pause to none.
-    longest = np.ceil((session.trials["stop"] - session.trials["start"]).max() / learning.bin_size).astype(int) + 1
+    longest = int(np.ceil(lasts / learning.bin_size)) + 1
     there = (since >= 0) & (since < longest)
     total = np.zeros((longest, counts.shape[1]))
     np.add.at(total, since[there], counts[there])

@@ -23,6 +23,7 @@ from scipy.ndimage import gaussian_filter1d
 from workbench.align import _wholly_valid
 from workbench.analysis.cosmoothing import _whole_bins
 from workbench.analysis.forecast_baselines import BASELINES, Baseline, Origins, fit, learn
+from workbench.analysis.forecast_glm import history
 from workbench.analysis.masked import BLOCK, _blocks, bootstrap
 from workbench.batch import Reader
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
@@ -142,14 +143,14 @@ def _origins(model, session: Session, test: np.ndarray, stride: float) -> tuple[
     """The origins, and the counts [W, N, H] after them."""
     size, bins = model.bin_size, round(model.horizon / model.bin_size)
     starts = sliding(_whole_bins(session, test, size, None, model.horizon), model.horizon, stride)
-    before = max(model.history, round(SHORTEST / size) * size)
+    before = max(model.history, round(SHORTEST / size) * size, history(size) * size)
     after = model.window - model.history
     starts = starts[_wholly_valid(session, pd.DataFrame({"start": starts - before, "stop": starts + after}))]
     if not len(starts):
         raise BadRecording(f"{session.id}: no forecast of {model.horizon:g} s in the test part has {before:g} s of "
                            f"valid recording before its origin and {after:g} s after it; give a longer test part, or a "
                            "model of shorter history")
-    past = round(min(before, LONGEST) / size)
+    past = max(round(min(before, LONGEST) / size), history(size))
     batch = Reader([session]).read(np.zeros(len(starts), int), starts - past * size, (past + bins) * size)
     counts = batch.counts(size).numpy()
     return Origins(session, starts, counts[:, :, :past], bins, size), counts[:, :, past:]

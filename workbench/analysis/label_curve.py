@@ -19,7 +19,7 @@ from workbench.analysis import probe
 from workbench.analysis.probe import Samples
 from workbench.errors import BadRecording, UnknownName, WorkbenchError
 from workbench.metrics import r2
-from workbench.session import Session
+from workbench.session import Session, overlap
 from workbench.windows import aligned
 
 
@@ -94,12 +94,15 @@ def lagged_counts(session: Session, part: np.ndarray, target: str, bin_size: flo
     At the ends of an interval the outermost bin stands in, so that nothing outside of it is seen.
     """
     series, found = session.get_series(target), []
+    part = overlap(session.intervals, np.asarray(part, float).reshape(-1, 2))
     for one in aligned(part, series.times, series.interval, bin_size):
         if one[1] - one[0] < bin_size - 1e-9:
             continue
         piece = session.between(*one)
         counts, (times, values, *_) = piece.counts(bin_size).values, piece.get_series(target)
         known = np.isfinite(values).all(1)
+        if not known.any():
+            continue
         bins = ((times[known] - one[0]) / bin_size + 1e-4).astype(int)[:, None] + np.asarray(lags)
         found.append(Samples(times[known], counts[bins.clip(0, len(counts) - 1)].reshape(len(bins), -1), values[known]))
     times, x, y = (np.concatenate(each) for each in zip(*found, strict=True)) if found else (np.empty(0),) * 3

@@ -48,14 +48,16 @@ class Samples(NamedTuple):
 class Probe(nn.Module):
     """A model with one linear map a session behind it, a decoder like any other.
 
-    source: "rates" or "latents"; maps: session → [F + 1, D], the last row the bias.
+    source: "rates" or "latents"; maps: session → [F + 1, D], the last row the bias; units: session → the ids of those
+    whose rates its map takes.
     """
 
     decodes = True
 
-    def __init__(self, model: nn.Module, target: str, source: str, maps: dict[str, Tensor]):
+    def __init__(self, model: nn.Module, target: str, source: str, maps: dict[str, Tensor],
+                 units: dict[str, Sequence[str]]):
         super().__init__()
-        self.model, self.target, self.source, self.maps = model, target, source, maps
+        self.model, self.target, self.source, self.maps, self.units = model, target, source, maps, units
         self.window, self.warmup, self.bin_size, self.reads = model.window, model.warmup, model.bin_size, model.reads
 
     def forward(self, batch: SpikeBatch) -> Output:
@@ -64,10 +66,21 @@ class Probe(nn.Module):
         session = batch.session[torch.repeat_interleave(target.offsets.diff())]
         behavior, known = found.new_empty(target.values.shape), list(self.maps)
         for which in batch.session.unique().tolist():
-            weight = self.maps[known[known_session(batch.sessions[which].id, known)]].to(found)
-            at = session == which
-            behavior[at] = found[at, :len(weight) - 1] @ weight[:-1] + weight[-1]
+            name = known[known_session(batch.sessions[which].id, known)]
+            weight, at = self.maps[name].to(found), session == which
+            features = found[at, :len(weight) - 1]
+            if self.source == "rates":
+                features = found[at][:, self._columns(name, batch.sessions[which].units)]
+            behavior[at] = features @ weight[:-1] + weight[-1]
         return Output(behavior=behavior)
+
+    def _columns(self, session: str, units: Sequence[str]) -> list[int]:
+        row = {unit: i for i, unit in enumerate(units)}
+        gone = [unit for unit in self.units[session] if unit not in row]
+        if gone:
+            raise WorkbenchError(f"{len(gone)} of the units whose rates the probe was fitted to, such as {gone[0]!r}, "
+                                 f"are not in {session!r}; fit it to this session")
+        return [row[unit] for unit in self.units[session]]
 
 
 def fit(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.ndarray], valid: Sequence[np.ndarray],
@@ -85,7 +98,7 @@ def fit(model: nn.Module, sessions: Sequence[Session], train: Sequence[np.ndarra
         step = model.window - model.warmup
         maps[session.id] = torch.from_numpy(linear(*(read(model, session, part, target, source, step)
                                                      for part in parts)))
-    return Probe(model, target, source, maps)
+    return Probe(model, target, source, maps, {s.id: tuple(s.units["id"]) for s in sessions})
 
 
 def linear(train: Samples, valid: Samples, both: bool = False) -> np.ndarray:

@@ -49,6 +49,9 @@ def fit(table: pd.DataFrame, x: str, y: str, *, draws: int = 200, seed: int = 0)
     The spread is what seeds say, and with one seed a size there is none. On simulated curves a 90 % interval of b held
     it 81 times in 100 with three seeds a size, and 87 times with six. Raises CannotFit.
     """
+    for column in (x, y):
+        if column not in table or not pd.api.types.is_numeric_dtype(table[column]):
+            raise CannotFit(f"the table has no column {column!r} of numbers; there are {', '.join(map(str, table))}")
     rows = table[[x, y]].astype(float).replace([np.inf, -np.inf], np.nan).dropna()
     seeds = {size: scores.to_numpy() for size, scores in rows.groupby(x)[y]}
     sizes, number = np.array(list(seeds)), np.array([len(scores) for scores in seeds.values()])

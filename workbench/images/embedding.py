@@ -186,6 +186,10 @@ def embed(images: np.ndarray, embedder: Embedder | str, *, batch: int = 64,
     """Vectors [n, dim] float32 of pictures [n, H, W(, 3)] uint8, kept in the cache folder under what both are."""
     embedder = open_embedder(embedder) if isinstance(embedder, str) else embedder
     images = np.ascontiguousarray(images)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)) or \
+            (images.ndim == 3 and images.shape[2] == 3):
+        raise WorkbenchError(f"pictures of shape {images.shape} and type {images.dtype}; give uint8 [n, height, width] "
+                             "or [n, height, width, 3], of one picture n = 1")
     key = hashlib.sha256(f"{_version(embedder)} {images.shape}".encode())
     key.update(images)
     kept = cache_folder("embeddings") / f"{key.hexdigest()[:24]}.npy"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
+from scipy.stats import norm, t
 
 from workbench.errors import WorkbenchError
 
@@ -183,8 +184,9 @@ def inception_score(probabilities: np.ndarray) -> float:
 def bootstrap(values: np.ndarray, pictures: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple:
     """(mean, low, high): the mean of values [n] and its 95 % interval over pictures [n].
 
-    All presentations of a picture are drawn together: percentiles of the mean over resampled pictures (Efron 1979), NaN
-    for fewer than 2 pictures. Of values [n, K] each is [K], and the same pictures are drawn for all of them.
+    All presentations of a picture are drawn together: percentiles of the mean over resampled pictures (Efron 1979),
+    wider the fewer the pictures, by the t distribution (Hesterberg 2015); NaN for fewer than 2 pictures. Of values
+    [n, K] each is [K], and the same pictures are drawn for all of them.
     """
     values, pictures = np.asarray(values, np.float64), np.asarray(pictures)
     if not len(values) or values.shape[:1] != pictures.shape:
@@ -194,7 +196,9 @@ def bootstrap(values: np.ndarray, pictures: np.ndarray, draws: int = 2000, seed:
     chosen = np.random.default_rng(seed).integers(len(size), size=(draws, len(size)))
     times = np.stack([np.bincount(each, minlength=len(size)) for each in chosen])
     means = times @ total / (times @ size)[:, None] * (1 if len(size) > 1 else np.nan)
-    return values.mean(0), *np.percentile(means, [2.5, 97.5], axis=0).reshape(2, *values.shape[1:])
+    k = len(size)
+    tail = norm.cdf(t.ppf(0.025, k - 1) * np.sqrt(k / (k - 1))) if k > 1 else 0.025
+    return values.mean(0), *np.quantile(means, [tail, 1 - tail], axis=0).reshape(2, *values.shape[1:])
 
 
 def paired(a: np.ndarray, b: np.ndarray, pictures: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple:

@@ -213,7 +213,10 @@ def _columns(sessions: Sequence[Session], test: Presented) -> dict[str, list]:
     """What the stimuli say of each presentation, where all sessions say it in words."""
     words = [name for name in sessions[0].stimuli if sessions[0].stimuli[name].dtype.kind not in "iufb"]
     words = [name for name in words if all(name in s.stimuli for s in sessions)]
-    rows = [np.searchsorted(s.stimuli["start"].to_numpy(float), test.start[test.session == i] - 1e-9)
-            for i, s in enumerate(sessions)]
+    rows = []
+    for i, session in enumerate(sessions):
+        start = session.stimuli["start"].to_numpy(float)
+        order = np.argsort(start, kind="stable")
+        rows.append(order[np.searchsorted(start[order], test.start[test.session == i] - 1e-9)])
     return {name: [str(sessions[i].stimuli[name].iloc[rows[i][np.sum(test.session[:k] == i)]])
                    for k, i in enumerate(test.session)] for name in words}

@@ -16,7 +16,7 @@ from scipy import linalg
 from torch import Tensor, nn
 
 from workbench.batch import Reader, SpikeBatch
-from workbench.errors import BadRecording
+from workbench.errors import BadRecording, WorkbenchError
 from workbench.metrics import r2
 from workbench.models.base import Output, SpikeModel, columns, default_bins, known_session, sample_bins
 from workbench.session import Session
@@ -24,25 +24,26 @@ from workbench.windows import aligned, sliding
 
 
 class Ridge(SpikeModel):
-    """sessions: their ids; units: how many each has; bin_size in seconds."""
+    """sessions: their ids; units: the ids of each one's, by which spikes find their weights; bin_size in seconds."""
 
     name = "ridge"
     decodes = True
     PENALTIES = tuple(10.0 ** np.arange(-1, 6))
 
-    def __init__(self, *, sessions: Sequence[str], units: Sequence[int], target: str, outputs: int,
+    def __init__(self, *, sessions: Sequence[str], units: Sequence[Sequence[str]], target: str, outputs: int,
                  bin_size: float = 0.05, lags: int = 10):
         super().__init__()
         self.sessions, self.target, self.bin_size, self.lags = list(sessions), target, bin_size, lags
+        self.units = [{unit: row for row, unit in enumerate(ids)} for ids in units]
         self.window, self.warmup = 2 * lags * bin_size, (lags - 1) * bin_size
-        self.maps = nn.ParameterList(nn.Parameter(torch.zeros(n * lags + 1, outputs)) for n in units)   # last row: bias
+        self.maps = nn.ParameterList(nn.Parameter(torch.zeros(len(u) * lags + 1, outputs)) for u in units)  # last: bias
 
     @classmethod
     def for_sessions(cls, sessions: Sequence[Session], *, target: str, **settings) -> Ridge:
         """Bins as wide as the target's sampling interval, 20 ms at least; lags cover the last half second."""
         bin_size = settings.pop("bin_size", None) or default_bins(sessions, target)
         lags = settings.pop("lags", None) or max(round(0.5 / bin_size), 1)
-        return cls(sessions=[s.id for s in sessions], units=[len(s.units) for s in sessions], target=target,
+        return cls(sessions=[s.id for s in sessions], units=[list(s.units["id"]) for s in sessions], target=target,
                    outputs=columns(sessions, target), bin_size=bin_size, lags=lags, **settings)
 
     def fit(self, sessions: Sequence[Session], train: Sequence[np.ndarray], valid: Sequence[np.ndarray]) -> dict:
@@ -59,20 +60,42 @@ class Ridge(SpikeModel):
         return chosen
 
     def forward(self, batch: SpikeBatch) -> Output:
-        """Behaviour [Q, outputs]; the first `warmup` seconds of a window see silence before it."""
+        """Behaviour [Q, outputs]; the first `warmup` seconds of a window see silence before it, as of units that are
+        not there.
+        """
         target, lagged = batch.targets[self.target], self._lagged(batch)
         window, bins = sample_bins(target, self.bin_size, lagged.shape[2])
         behavior = target.times.new_empty(len(target.times), self.maps[0].shape[1])
         for which in batch.session.unique().tolist():
-            weight = self.maps[known_session(batch.sessions[which].id, self.sessions)]
-            at = batch.session[window] == which
-            n = (len(weight) - 1) // self.lags
-            behavior[at] = lagged[window[at], :n, bins[at]].flatten(1) @ weight[:-1] + weight[-1]
+            row = known_session(batch.sessions[which].id, self.sessions)
+            weight, at = self.maps[row], batch.session[window] == which
+            behavior[at] = lagged[window[at], :len(self.units[row]), bins[at]].flatten(1) @ weight[:-1] + weight[-1]
         return Output(behavior=behavior)
 
     def _lagged(self, batch: SpikeBatch) -> Tensor:
-        """The counts of the last `lags` bins at every bin [B, N, T, lags], a view of the counts."""
-        return nn.functional.pad(batch.counts(self.bin_size), (self.lags - 1, 0)).unfold(2, self.lags, 1)
+        """The counts of the last `lags` bins at every bin [B, N, T, lags] of the units known, in the map's order."""
+        spikes, bins, column = batch.spikes(), batch.bins(self.bin_size), self._columns(batch)
+        number = max(len(self._known(batch, which)) for which in batch.session.unique().tolist())
+        cell = (spikes.windows * number + column[spikes.units]) * bins + batch.spike_bins(self.bin_size)
+        counts = torch.bincount(cell[column[spikes.units] >= 0], minlength=len(batch) * number * bins)
+        counts = counts.view(len(batch), number, bins).float()
+        return nn.functional.pad(counts, (self.lags - 1, 0)).unfold(2, self.lags, 1)
+
+    def _columns(self, batch: SpikeBatch) -> Tensor:
+        """Which of the units that are known of its session each unit of the batch is [U], −1 for none of them."""
+        window, found = torch.repeat_interleave(batch.unit_offsets.diff()), torch.full_like(batch.window_units, -1)
+        for which in batch.session.unique().tolist():
+            session, known = batch.sessions[which], self._known(batch, which)
+            rows = torch.tensor([known.get(unit, -1) for unit in session.units], dtype=torch.long, device=found.device)
+            if known and not (rows >= 0).any():
+                raise WorkbenchError(f"none of the {len(known)} units that ridge was fitted to is in {session.id!r}; "
+                                     "fit it to this session")
+            mine = batch.session[window] == which
+            found[mine] = rows[batch.window_units[mine]]
+        return found
+
+    def _known(self, batch: SpikeBatch, which: int) -> dict[str, int]:
+        return self.units[known_session(batch.sessions[which].id, self.sessions)]
 
     def _samples(self, session: Session, intervals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lagged counts [M, N × lags] and mean behaviour [M, outputs] of every bin with samples, after the warm-up."""
