@@ -207,7 +207,7 @@ def test_impossible_requests_are_told_in_one_sentence():
 
 
 def test_regressions_look_back_as_far_as_coarse_bins_need():
-    model = models.build("neurohorizon", [SESSION], bin_size=0.5, chunk=0.5, history=2.0, recent=2.0, horizon=1.0, dim=16,
-                         width=16, latents=1, depth=1, heads=2)
+    model = models.build("neurohorizon", [SESSION], bin_size=0.5, chunk=0.5, history=2.0, recent=2.0, horizon=1.0,
+                         dim=16, width=16, latents=1, depth=1, heads=2)
     found = scored(model, baselines=("own_glm",), samples=1)
     assert np.isfinite(found["baselines"]["own_glm"]["curve"]["bits"]).all()

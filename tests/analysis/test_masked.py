@@ -239,6 +239,8 @@ def test_a_table_has_a_row_a_session_and_mode_and_the_real_model_fits_in():
 def test_impossible_requests_are_told_in_one_sentence():
     with pytest.raises(UnknownName, match="no mode 'entry'"):
         scored("entry")
+    with pytest.raises(BadRecording, match="low-rank: 1 units, and some have to be hidden and some seen"):
+        evaluate(Says(RATES[:, :1]), SESSION.select([0]), PARTS["train"], PARTS["test"], "neuron")
     with pytest.raises(BadRecording, match="low-rank: masks by inter_region need two known regions, one of them of 20"):
         evaluate(Says(RATES), SESSION, PARTS["train"], PARTS["test"], "inter_region")
     with pytest.raises(WorkbenchError, match="model 'cebra' predicts no firing rates"):

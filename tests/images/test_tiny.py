@@ -104,6 +104,11 @@ def test_a_low_level_picture_may_have_another_size(decoder, vectors):
 def test_a_vector_of_another_model_is_refused_with_both_widths(decoder):
     with pytest.raises(WorkbenchError, match=r"128.*768"):
         decoder.decode(torch.zeros(2, 768), seeds=[0, 1])
+    for wrong, says in (({"steps": 0}, "steps=0"), ({"low_level": torch.zeros(2, 3, 8, 8)}, "low_level= of shape"),
+                        ({"low_level": torch.zeros(3, 3, 8, 8), "strength": 3}, "strength=3")):
+        with pytest.raises(WorkbenchError, match=says):
+            decoder.decode(torch.zeros(3, 128), **wrong)
+    assert decoder.decode(torch.zeros(0, 128)).shape == (0, 3, 64, 64)
     with pytest.raises(WorkbenchError, match="2 seeds for 3 pictures"):
         decoder.decode(torch.zeros(3, 128), seeds=[0, 1])
 

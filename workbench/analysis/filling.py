@@ -102,8 +102,8 @@ class Filler:
         return Mask(hidden, hidden)
 
     def windows(self, part: np.ndarray, length: float, number: int | None = None) -> np.ndarray:
-        """Starts of windows side by side in `part` [n, 2], whole bins from their interval's; `number` of them at most,
-        spread evenly. BadRecording where none fits."""
+        """Starts of windows side by side in `part` [n, 2], the last one flush with the end, whole bins from their
+        interval's; `number` of them at most, spread evenly. BadRecording where none fits."""
         first = self.session.intervals[np.searchsorted(self.session.intervals[:, 0], part[:, 0] + 1e-9) - 1, 0]
         bins = (part - first[:, None]) / self.bin_size
         whole = np.stack([np.ceil(bins[:, 0] - 1e-6), np.floor(bins[:, 1] + 1e-6)], axis=1)

@@ -171,6 +171,9 @@ def _tasks(model, session: Session, parts: Mapping[str, Part], mode: str, seed: 
         yield Task(mode, np.arange(units), masks)
         return
     regions = session.units["region"].to_numpy()
+    if units < 2:
+        raise BadRecording(f"{session.id}: {units} units, and some have to be hidden and some seen; choose a session "
+                           "of more, or the mode temporal or causal")
     names = [f"draw {i}" for i in range(draws)] if mode == "neuron" else _regions(session, least)
     if not names:
         raise BadRecording(f"{session.id}: masks by {mode} need two known regions, one of them of {least} units; "

@@ -135,7 +135,8 @@ def pieces(intervals: np.ndarray, start: float, stop: float, step: float = 0.0) 
 
 
 def some_windows(session: Session, window: float = 1.0, number: int = 64) -> SpikeBatch:
-    """At most `number` windows of `window` seconds, spread evenly over the valid recording, none overlapping."""
+    """At most `number` windows of `window` seconds, spread evenly over the valid recording: side by side, the
+    last one of an interval flush with its end."""
     starts = sliding(session.intervals, window, window)
     starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(number, len(starts))).round().astype(int))]
     return Reader([session]).read(np.zeros(len(starts), int), starts, window)

@@ -81,7 +81,7 @@ class _Pipelines:
         embedding = torch.as_tensor(embedding, dtype=torch.float32)
         guidance = self.guidance if guidance is None else float(guidance)
         seeds = [int(seed) for seed in seeds] or list(range(len(embedding)))
-        self._refuse(embedding, low_level, strength, steps, guidance, seeds)
+        refuse(self, embedding, low_level, strength, steps, guidance, seeds)
         made = [torch.empty(0, 3, self.side, self.side)]
         for at in range(0, len(embedding), self.at_once):
             part = slice(at, at + self.at_once)
@@ -96,19 +96,6 @@ class _Pipelines:
             with places.quiet():
                 made.append(self._draw(**options).float().cpu())
         return torch.cat(made)
-
-    def _refuse(self, embedding, low_level, strength, steps, guidance, seeds) -> None:
-        if embedding.ndim != 2 or embedding.shape[1] != self.dim:
-            raise WorkbenchError(f"the generator takes vectors of {self.embedder!r} [B, {self.dim}], not "
-                                 f"{list(embedding.shape)}; align spikes to that embedder, or choose another generator")
-        if len(seeds) != len(embedding):
-            raise WorkbenchError(f"{len(seeds)} seeds for {len(embedding)} pictures; give one a picture")
-        if low_level is not None and (low_level.ndim != 4 or low_level.shape[:2] != (len(embedding), 3)):
-            raise WorkbenchError(f"low_level= of shape {list(low_level.shape)} for {len(embedding)} pictures; give "
-                                 f"[{len(embedding)}, 3, H, W] from 0 to 1")
-        if not (0 <= strength <= 1 and steps >= 1 and guidance >= 1):
-            raise WorkbenchError(f"strength={strength}, steps={steps}, guidance={guidance} cannot be; give a strength "
-                                 "from 0 to 1, one step or more, and a guidance of 1, which is none, or more")
 
     def _condition(self, embedding: Tensor, guided: bool) -> dict:
         raise NotImplementedError
@@ -280,3 +267,19 @@ def open_decoder(name: str, **settings) -> Decoder:
     if name not in DECODERS:
         raise UnknownName("decoder", name, DECODERS)
     return DECODERS[name](**settings)
+
+
+def refuse(generator, embedding: Tensor, low_level: Tensor | None, strength: float, steps: int, guidance: float,
+           seeds: Sequence[int]) -> None:
+    """WorkbenchError for what a generator, with its `embedder` and `dim`, cannot make pictures of."""
+    if embedding.ndim != 2 or embedding.shape[1] != generator.dim:
+        raise WorkbenchError(f"the generator takes vectors of {generator.embedder!r} [B, {generator.dim}], not "
+                             f"{list(embedding.shape)}; align spikes to that embedder, or choose another generator")
+    if len(seeds) != len(embedding):
+        raise WorkbenchError(f"{len(seeds)} seeds for {len(embedding)} pictures; give one a picture")
+    if low_level is not None and (low_level.ndim != 4 or low_level.shape[:2] != (len(embedding), 3)):
+        raise WorkbenchError(f"low_level= of shape {list(low_level.shape)} for {len(embedding)} pictures; give "
+                             f"[{len(embedding)}, 3, H, W] from 0 to 1")
+    if not (0 <= strength <= 1 and steps >= 1 and guidance >= 1):
+        raise WorkbenchError(f"strength={strength}, steps={steps}, guidance={guidance} cannot be; give a strength from "
+                             "0 to 1, one step or more, and a guidance of 1, which is none, or more")

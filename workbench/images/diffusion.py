@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from workbench.errors import WorkbenchError
+from workbench.images.decoders import refuse
 from workbench.images.embedding import SHIPPED, ModelNotHere
 
 PATCH, CHANNELS = 8, 32
@@ -138,12 +138,10 @@ class TinyDiffusion:
         its batch. low_level: pictures [B, 3, H, W] to start from, noised for the last `strength` of the steps.
         """
         embedding = torch.as_tensor(embedding, dtype=torch.float32)
-        if embedding.ndim != 2 or embedding.shape[1] != self.dim:
-            raise WorkbenchError(f"the tiny diffusion model takes vectors of the embedder 'tiny' [B, {self.dim}], not "
-                                 f"{list(embedding.shape)}; align spikes to 'tiny', or choose another decoder")
         seeds = list(seeds) or list(range(len(embedding)))
-        if len(seeds) != len(embedding):
-            raise WorkbenchError(f"{len(seeds)} seeds for {len(embedding)} pictures; give one a picture")
+        refuse(self, embedding, low_level, strength, steps, guidance, seeds)
+        if not len(embedding):
+            return torch.empty(0, 3, self.side, self.side)
         shape = (self.codec.channels, self.side // PATCH, self.side // PATCH)
         x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
         self.scheduler.set_timesteps(steps)
