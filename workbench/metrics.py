@@ -120,7 +120,8 @@ def _gain(rates: np.ndarray, counts: np.ndarray, null: np.ndarray | None) -> tup
 def running_mean(counts: np.ndarray, bins: int, start: np.ndarray, ahead: int = 1) -> np.ndarray:
     """Each unit's mean over the last `bins` bins that are known `ahead` bins before [T, N]: the baseline under drift.
 
-    counts [T, N]; start [N]: rates to begin with, which weigh as one bin more and keep silent units above 0.
+    counts [T, N] of one stretch of time: bins are taken to follow one another. start [N]: rates to begin with, which
+    weigh as one bin more and keep silent units above 0.
     """
     counts = np.asarray(counts, np.float64)
     total = np.concatenate([np.zeros((1, counts.shape[1])), counts.cumsum(0)])

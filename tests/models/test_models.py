@@ -72,6 +72,14 @@ def test_what_is_no_model_of_that_kind_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "snapshot_download", unreachable)
     with pytest.raises(WorkbenchError, match=r"no model 'some/page': .* \(no route to host\)"):
         models.load("some/page")
+    monkeypatch.undo()
+    with pytest.raises(WorkbenchError, match=r"no model 'a..b/c': .* the hub gave no such page"):
+        models.load("a..b/c")
+    (tmp_path / "page").mkdir()
+    monkeypatch.setattr(base, "snapshot_download", lambda *_, **__: str(tmp_path / "page"))
+    for read in (models.load, models.GRU.from_pretrained):
+        with pytest.raises(WorkbenchError, match=r"the page 'some/page' of the hub holds no config\.json"):
+            read("some/page")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dim": 16}))
     with pytest.raises(WorkbenchError, match=r"'gru' in .* cannot be read: .* size mismatch"):

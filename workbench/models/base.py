@@ -153,11 +153,15 @@ def saved(where: str | Path, **hub) -> Path:
         raise WorkbenchError(f"no model at {folder}; give the folder that save_pretrained wrote, or that of a finished "
                              "run")
     try:
-        return Path(snapshot_download(str(where), allow_patterns=["config.json", "model.safetensors"], **hub))
-    except OSError as error:
+        folder = Path(snapshot_download(str(where), allow_patterns=["config.json", "model.safetensors"], **hub))
+    except (OSError, ValueError) as error:                              # ValueError: what can be no page's name
         said = " ".join(str(error).split())
         raise WorkbenchError(f"no model {str(where)!r}: there is no such folder, and the hub gave no such page "
                              f"({said[:200]}); check the name, or the network") from error
+    if not (folder / "config.json").is_file():
+        raise WorkbenchError(f"the page {str(where)!r} of the hub holds no config.json, so it is of no model of the "
+                             "workbench; check the name")
+    return folder
 
 
 def unit_names(sessions: Sequence[Session]) -> list[str]:
